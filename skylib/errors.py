@@ -1,0 +1,216 @@
+"""The tree of errors: what failed, where, what was seen, what to do.
+
+Every error carries its facts as attributes. The common ones, present on every instance (None when they do not apply):
+host, step, command (secrets masked), evidence (what was seen, for instance the tail of stderr), hint (what to do).
+`retryable` says whether the same call may succeed later without a change by the caller.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AgentError",
+    "AgentReplyError",
+    "AgentVersionError",
+    "AuthError",
+    "BringUpError",
+    "ClusterBusy",
+    "ClusterNotFound",
+    "ClusterNotUp",
+    "CommandError",
+    "ConfigError",
+    "ConnectError",
+    "FactError",
+    "HostKeyError",
+    "InvalidSpecError",
+    "JobFailed",
+    "JobNotFound",
+    "LockTimeout",
+    "MigrationError",
+    "NoCapacityError",
+    "NoOfferError",
+    "NotFoundError",
+    "PoolNotFound",
+    "PreflightError",
+    "ProvisionError",
+    "SkyError",
+    "StagingError",
+    "StateError",
+    "TransportError",
+    "TransportTimeout",
+]
+
+
+class SkyError(Exception):
+    """Base of every error that skylib raises on purpose.
+
+    Facts given as keywords become attributes. Instances survive pickling with all of them.
+    """
+
+    retryable: bool = False
+    host: str | None = None
+    step: str | None = None
+    command: str | None = None
+    evidence: object = None
+    hint: str | None = None
+    _shown: ClassVar[tuple[str, ...]] = ("host", "step", "command", "evidence", "hint")
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.__dict__.update(facts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+    def __str__(self) -> str:
+        lines = [self.message]
+        for name in self._shown:
+            value = getattr(self, name, None)
+            if value not in (None, "", (), []):
+                text = str(value).strip()
+                lines.append(f"  {name}: " + text.replace("\n", "\n    "))
+        return "\n".join(lines)
+
+
+def _rebuild(kind: type[SkyError], args: tuple[str, ...], facts: dict[str, object]) -> SkyError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, *args)
+    error.__dict__.update(facts)
+    return error
+
+
+# The caller's input: never retried.
+
+
+class InvalidSpecError(SkyError, ValueError):
+    """A task, resource, cluster name or argument that cannot be meant so. Facts: file, line, field where known."""
+
+
+class ConfigError(SkyError, ValueError):
+    """A configuration or pool file that cannot be used. Facts: file, line, key where known."""
+
+
+class NotFoundError(SkyError, LookupError):
+    """Something was asked for by a name that does not exist."""
+
+
+class ClusterNotFound(NotFoundError):
+    """No cluster of that name in this home. Facts: cluster, known (names)."""
+
+
+class JobNotFound(NotFoundError):
+    """No such job on that cluster. Facts: cluster, job_id."""
+
+
+class PoolNotFound(NotFoundError):
+    """No such pool in ssh_node_pools.yaml. Facts: pool, known (names), file."""
+
+
+class ClusterNotUp(SkyError):
+    """The cluster exists but is not UP. Facts: cluster, status, since."""
+
+
+class ClusterBusy(SkyError):
+    """Another operation holds the cluster. Facts: cluster, holder (pid, host, operation), since."""
+
+    retryable = True
+
+
+class ProvisionError(SkyError):
+    """No cluster came of it. Facts: cluster, attempts (every attempt made, with its reason)."""
+
+    attempts: tuple[object, ...] = ()
+
+
+class NoOfferError(ProvisionError):
+    """Nothing that exists can serve the request. Facts: reasons (offer or host name -> why not)."""
+
+
+class NoCapacityError(ProvisionError):
+    """Something could serve the request, but not enough of it is free now. Facts: reasons."""
+
+    retryable = True
+
+
+class BringUpError(ProvisionError):
+    """A step on a node failed. Facts: cluster, host, step, command, evidence (stderr tail)."""
+
+
+class PreflightError(ProvisionError):
+    """A node cannot carry a cluster (no Python, full disk, a port held, ...). Facts: problems (one per host and cause)."""
+
+
+class TransportError(SkyError):
+    """The way to a node failed."""
+
+
+class ConnectError(TransportError):
+    """No connection to the host could be made or kept."""
+
+    retryable = True
+
+
+class AuthError(TransportError):
+    """The host refused every key that we have. Facts: tried (key names)."""
+
+
+class HostKeyError(TransportError):
+    """The host's key is not the one on record. Facts: expected, seen (SHA256 fingerprints), file, line."""
+
+
+class TransportTimeout(TransportError, TimeoutError):
+    """A remote command did not end in time and was ended. Facts: timeout_s, stdout, stderr (what came until then)."""
+
+    retryable = True
+
+
+class CommandError(TransportError):
+    """A remote command ended with a status that was not asked for. Facts: argv, returncode, signal, stdout, stderr."""
+
+    returncode: int | None = None
+
+
+class FactError(SkyError):
+    """A node answered a question in a form that we do not know. Facts: fact, evidence."""
+
+
+class AgentError(SkyError):
+    """The cluster's agent could not be asked."""
+
+    retryable = True
+
+
+class AgentVersionError(AgentError):
+    """Agent and client speak different protocols. Facts: ours, theirs."""
+
+    retryable = False
+
+
+class AgentReplyError(AgentError):
+    """The agent refused a request. Facts: verb, kind (its name for the cause)."""
+
+    retryable = False
+
+
+class JobFailed(SkyError):
+    """A job that was waited for did not succeed. Facts: cluster, job_id, status, exit_codes (by rank), cause, log_path."""
+
+
+class StateError(SkyError):
+    """The state under the home could not be read or written."""
+
+
+class LockTimeout(StateError, TimeoutError):
+    """A lock was not free in time. Facts: scope, holder, since, timeout_s."""
+
+    retryable = True
+
+
+class MigrationError(StateError):
+    """The store is of another version than this skylib can use. Facts: ours, theirs."""
+
+
+class StagingError(SkyError, OSError):
+    """Files could not be collected or delivered. Facts: path, host."""

@@ -1,0 +1,1 @@
+"""Questions to a node: pairs of a command and a pure parser."""

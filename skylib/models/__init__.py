@@ -1,0 +1,1 @@
+"""Frozen values: tasks, resources, offers, clusters, jobs."""

@@ -1,0 +1,1 @@
+"""Operations: what each verb of the client does, one module per family."""

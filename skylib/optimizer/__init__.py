@@ -1,0 +1,1 @@
+"""Which offers serve a task, and why the others do not."""

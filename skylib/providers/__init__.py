@@ -1,0 +1,1 @@
+"""Where nodes come from: a protocol, a registry, this machine, pools of SSH hosts."""

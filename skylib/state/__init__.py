@@ -1,0 +1,1 @@
+"""What skylib knows about clusters, hosts and jobs, kept in a store."""
