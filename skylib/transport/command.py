@@ -1,0 +1,66 @@
+"""Commands as data: words that are quoted once, with secrets that are masked wherever people look."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+
+import attrs
+
+__all__ = ["Command", "quote"]
+
+MASK = "********"
+
+
+def quote(word: str) -> str:
+    """One word for a POSIX shell. The only quoting function in skylib."""
+    return shlex.quote(word)
+
+
+@attrs.frozen(kw_only=True)
+class Command:
+    """One command for a node's /bin/sh.
+
+    argv: words, each quoted. script: shell text instead of argv; it is given to `sh -c` as one quoted word.
+    env: exported before; names in `masked_env` are shown as stars by `shown()`. Secrets never go into argv, script or
+    env (they would be seen in the node's process list): send them on stdin.
+    cwd: absolute directory, None for where the login lands.
+    """
+
+    argv: tuple[str, ...] = ()
+    script: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    masked_env: frozenset[str] = frozenset()
+    cwd: str | None = None
+
+    @classmethod
+    def of(cls, *argv: str, **options: object) -> Command:
+        return cls(argv=tuple(argv), **options)  # type: ignore[arg-type]
+
+    @classmethod
+    def sh(cls, script: str, *args: str, **options: object) -> Command:
+        """Shell text; `args` reach it as "$1", "$2", ... and need no quoting by the caller."""
+        return cls(script=script, argv=tuple(args), **options)  # type: ignore[arg-type]
+
+    def words(self) -> tuple[str, ...]:
+        """What an exec would be given."""
+        if self.script is None:
+            return self.argv
+        return ("/bin/sh", "-c", self.script, "sh", *self.argv)
+
+    def text(self) -> str:
+        """The line for the node's shell, whatever login shell that is (only words, assignments through `env`)."""
+        return self._render({name: value for name, value in self.env.items()})
+
+    def shown(self) -> str:
+        """The line for people and logs, masked."""
+        return self._render({name: MASK if name in self.masked_env else value for name, value in self.env.items()})
+
+    def _render(self, env: Mapping[str, str]) -> str:
+        words = list(self.words())
+        if env:
+            words = ["env", *[f"{name}={value}" for name, value in env.items()], *words]
+        line = " ".join(quote(word) for word in words)
+        if self.cwd is not None:
+            return f"cd {quote(self.cwd)} && {line}"
+        return line
