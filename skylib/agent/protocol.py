@@ -1,0 +1,57 @@
+"""What client and agent say to each other: JSON lines over one channel per cluster. Shared by both; Python 3.8, stdlib.
+
+Handshake, first line each way:
+    client  {"hello": {"protocol": 1, "client": "<skylib version>"}}
+    agent   {"hello": {"protocol": 1, "bundle": "<sha256>", "cluster": "<name>", "cluster_id": "...", "role": "head"}}
+            or {"error": {"kind": "version", "message": "..."}} and the end.
+Then requests, answered in any order:
+    client  {"id": 7, "verb": "queue", "args": {}}
+    agent   {"id": 7, "ok": {...}}  or  {"id": 7, "error": {"kind": "not_found", "message": "...", ...facts}}
+A verb that streams sends any number of {"id": 7, "item": {...}} before its "ok" (or "error"). The client ends a stream
+early by {"id": 7, "cancel": true}; the agent answers with "ok" and sends no more items of it. A closed channel ends every request on
+it, never a job.
+
+Verbs (args -> ok):
+    ready     {"timeout_s": 60}        -> {"nodes": [{"rank", "node_id", "ip", "alive", "resources": {...}}], "ray_version",
+                                           "gcs_address", "seconds"}
+                                          answers when Ray itself says that all nodes of the config are alive and the standing actors
+                                          answer; error kind "not_ready" with facts {"missing_ranks": [...], "detail": "..."} at the timeout
+    info      {}                       -> {"cluster", "cluster_id", "role", "pid", "started_at", "now", "bundle", "ray_ok": bool,
+                                           "alive_ranks": [...], "autostop": {...} or null, "idle_s": float, "stopping": bool,
+                                           "active_jobs": int}
+    submit    {"job": JobSpec}         -> {"job_id": 3, "adopted": false, "task_id": "..."}   error kinds "impossible", "stopping"
+    submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}]}
+    queue     {"all": true}            -> {"jobs": [Job...]}       newest last; "all": false leaves out ended ones
+    job       {"job_id": 3}            -> {"job": Job}             null job_id: the newest; error kind "not_found"
+    wait      {"job_id": 3, "timeout_s": null} -> {"job": Job}     answers when it is terminal, or at the timeout as it is then
+    cancel    {"job_ids": [3], "all": false}   -> {"cancelled": [{"job_id", "ended": [pid...], "survivors": [pid...]}]}
+                                          neither ids nor all: the newest running job. Answers when the processes are gone
+    logs      {"job_id": 3, "offset": 0, "follow": true} -> stream of {"offset", "next_offset", "rank", "node", "stream",
+                                           "time", "text" (UTF-8) or "b64" (bytes that are no UTF-8), "partial": bool};
+                                          ok: {"job": Job, "offset": <end>}; with follow, ends when the job is terminal and all is sent
+    log_files {"job_id": 3}            -> {"log_dir": "...", "files": [{"name", "bytes"}]}   on the head
+    autostop  {"idle_minutes": 5, "down": false}  -> {}            negative: off
+    setup_state {"hash": "..."}        -> {"done_ranks": [0, 1]}   where setup with this hash has succeeded
+    stop_nodes {"release": false}      -> {"ranks": [{"rank", "ended": [pid], "survivors": [pid], "error": null}]}
+                                          cancels jobs, ends Ray and every process of this cluster on all nodes that can be reached, this agent last
+    local_stop {...}                   -> (worker role and head) the same for this node only
+
+JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
+          "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
+          "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>"}
+    run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
+Job: the fields of models.job.JobRecord without cluster_name.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MAX_LINE_BYTES", "PROTOCOL", "TERMINAL", "TOKEN_VARIABLE"]
+
+PROTOCOL = 1
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+# Every process that skylib starts on a node (Ray's included) carries this variable with the cluster's id; a job's
+# processes carry SKYPILOT_TASK_ID instead. It is how we know ours, by inheritance and never by a name.
+TOKEN_VARIABLE = "SKYLIB_CLUSTER_ID"
+
+TERMINAL = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED")
