@@ -1,0 +1,1 @@
+"""Tests of skylib; `tests.testbed` makes the SSH hosts that they run on."""
