@@ -1,0 +1,262 @@
+"""Named locks between threads, processes and Clients of one home.
+
+A lock is an flock on `<home>/locks/<scope>.lock`: the kernel releases it when its holder dies, whatever way. The file
+is never deleted; while the lock is held it tells who holds it. Who waits polls (10 ms growing to 200 ms, with jitter):
+a blocked flock could not be given up at the timeout. The order of waiters is therefore left to chance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import socket
+import string
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import attrs
+
+from skylib.errors import ClusterBusy, LockTimeout, StateError
+from skylib.paths import SkyHome, ensure_private_dir
+
+__all__ = ["LockHolder", "Locks", "lock_file_name"]
+
+_PLAIN = frozenset((string.ascii_lowercase + string.digits + "_.-").encode())
+_LONGEST_NAME = 160
+_FIRST_WAIT_S = 0.01
+_LONGEST_WAIT_S = 0.2
+_CLUSTER = "cluster:"
+
+
+def lock_file_name(scope: str) -> str:
+    """The file name of a scope: one for each scope, also where file names ignore case.
+
+    Lower-case letters, digits and `_.-` stand for themselves, every other byte is %xx; a long name is cut and carries
+    its digest after `%h` (which no other name contains). Raises ValueError for the empty scope.
+    """
+    if not scope:
+        raise ValueError("a lock needs a scope")
+    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in scope.encode("utf-8", "surrogatepass"))
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:80]}%h{sha256(name.encode()).hexdigest()}"
+    return f"{name}.lock"
+
+
+@attrs.frozen(kw_only=True)
+class LockHolder:
+    """Who holds a lock. host: the machine's name. since: unix seconds."""
+
+    pid: int
+    host: str
+    operation: str
+    since: float
+
+    def __str__(self) -> str:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"{self.operation} (pid {self.pid} on {self.host}, since {began})"
+
+
+class _Held:
+    """One lock that this process holds. owner: who may take it again. depth: how often it was taken."""
+
+    __slots__ = ("depth", "descriptor", "owner")
+
+    def __init__(self, descriptor: int, owner: Hashable) -> None:
+        self.descriptor = descriptor
+        self.owner = owner
+        self.depth = 1
+
+
+class Locks:
+    """The locks of one home. Nothing is made before the first `hold`."""
+
+    def __init__(self, home: SkyHome, *, clock: Callable[[], float] = time.time) -> None:
+        self._home = home
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._held: dict[str, _Held] = {}
+        self._pid = 0
+
+    @contextlib.contextmanager
+    def hold(
+        self, scope: str, *, operation: str, timeout_s: float = 30.0, owner: Hashable | None = None
+    ) -> Iterator[None]:
+        """Hold `scope` ("cluster:<name>", "pool:<name>", "store", ...) for the length of a `with` block.
+
+        operation: shown to who has to wait ("launch"). timeout_s: 0 tries once. owner: who may take the lock again
+        while it is held, by default this thread; the threads of one operation can share a token.
+        Raises LockTimeout, for a cluster ClusterBusy, with scope, holder and since; StateError when the lock file
+        cannot be used. A child forked inside the block does not hold the lock.
+        """
+        self._watch_forks()
+        me: Hashable = ("thread", threading.get_ident()) if owner is None else ("token", owner)
+        pid = os.getpid()
+        self._acquire(scope, me, operation, timeout_s)
+        try:
+            yield
+        finally:
+            if os.getpid() == pid:
+                self._release(scope)
+
+    def holder(self, scope: str) -> LockHolder | None:
+        """Who holds `scope` by the lock file's word; None when it names nobody. One that was killed stays named."""
+        return _read_holder(self._path(scope))
+
+    def _path(self, scope: str) -> Path:
+        return self._home.locks / lock_file_name(scope)
+
+    def _acquire(self, scope: str, owner: Hashable, operation: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        wait_s = _FIRST_WAIT_S
+        while not self._try(scope, owner, operation):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise self._timed_out(scope, operation, timeout_s)
+            time.sleep(min(left_s, wait_s * random.uniform(0.5, 1.0)))
+            wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+
+    def _try(self, scope: str, owner: Hashable, operation: str) -> bool:
+        path = self._path(scope)
+        with self._mutex:
+            held = self._held.get(scope)
+            if held is not None:
+                if held.owner != owner:
+                    return False
+                held.depth += 1
+                return True
+            try:
+                descriptor = _try_file(path)
+                if descriptor is None:
+                    return False
+                holder = LockHolder(
+                    pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock()
+                )
+                self._held[scope] = _Held(descriptor, owner)
+                _write_holder(descriptor, holder)
+            except OSError as error:
+                raise StateError(
+                    f"cannot lock {path}: {error.strerror or error}",
+                    scope=scope,
+                    hint=f"make {self._home.root} writable for this account",
+                ) from error
+            return True
+
+    def _release(self, scope: str) -> None:
+        with self._mutex:
+            held = self._held[scope]
+            held.depth -= 1
+            if held.depth:
+                return
+            del self._held[scope]
+            _unlock(held.descriptor)
+
+    def _timed_out(self, scope: str, operation: str, timeout_s: float) -> StateError | ClusterBusy:
+        holder = self.holder(scope)
+        since = holder.since if holder else None
+        by = f"held by {holder}" if holder else "held by another operation"
+        if scope.startswith(_CLUSTER):
+            name = scope[len(_CLUSTER) :]
+            return ClusterBusy(
+                f"cluster {name!r} is busy: {by}",
+                cluster=name,
+                scope=scope,
+                holder=holder,
+                since=since,
+                timeout_s=timeout_s,
+                step=operation,
+                hint="try again when it has ended, or wait longer",
+            )
+        return LockTimeout(
+            f"{scope!r} was not free within {timeout_s:g} s: {by}",
+            scope=scope,
+            holder=holder,
+            since=since,
+            timeout_s=timeout_s,
+            step=operation,
+        )
+
+    def _watch_forks(self) -> None:
+        """Once in each process that uses these locks: see to it that a forked child lets go of them."""
+        if self._pid == os.getpid():
+            return
+        if self._pid == 0:
+            self._pid = os.getpid()
+            mine = weakref.ref(self)
+
+            def let_go() -> None:
+                locks = mine()
+                if locks is not None:
+                    locks._let_go_in_child()
+
+            os.register_at_fork(after_in_child=let_go)
+        else:
+            self._let_go_in_child()
+
+    def _let_go_in_child(self) -> None:
+        """Close the parent's descriptors without unlocking: the parent goes on holding what it holds."""
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        inherited, self._held = self._held, {}
+        for held in inherited.values():
+            with contextlib.suppress(OSError):
+                os.close(held.descriptor)
+
+
+def _try_file(path: Path) -> int | None:
+    """A descriptor that holds the lock of `path`, or None when somebody else does."""
+    import portalocker
+
+    ensure_private_dir(path.parent)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            portalocker.lock(descriptor, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
+            os.close(descriptor)
+            return None
+        except portalocker.LockException as error:
+            os.close(descriptor)
+            raise OSError(f"the file system refuses locks ({error})") from error
+        if _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether `path` is the file that was locked: somebody may have removed it in between."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(descriptor: int) -> None:
+    """Release for every copy of the descriptor, those of forked children included."""
+    import portalocker
+
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+    with contextlib.suppress(OSError, portalocker.LockException):
+        portalocker.unlock(descriptor)
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def _write_holder(descriptor: int, holder: LockHolder) -> None:
+    """Best effort: a full disk must not keep an operation from its lock."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(attrs.asdict(holder)).encode() + b"\n", 0)
+
+
+def _read_holder(path: Path) -> LockHolder | None:
+    try:
+        return LockHolder(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None

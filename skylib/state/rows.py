@@ -1,0 +1,130 @@
+"""Rows and records: columns to find by, and one JSON document with the number of its schema. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from skylib.errors import StateError
+from skylib.models.cluster import ClusterRecord
+from skylib.models.job import JobRecord
+
+__all__ = [
+    "CLUSTER_SCHEMA",
+    "JOB_SCHEMA",
+    "Row",
+    "cluster_from_document",
+    "cluster_row",
+    "dump_json",
+    "history_row",
+    "job_from_document",
+    "job_row",
+    "load_object",
+    "load_value",
+]
+
+Row = dict[str, object]
+_T = TypeVar("_T")
+
+CLUSTER_SCHEMA = 1
+JOB_SCHEMA = 1
+
+# From the schema of that number to the next: how an old document becomes a newer one.
+_Upgrade = Callable[[dict[str, object]], dict[str, object]]
+_CLUSTER_UPGRADES: dict[int, _Upgrade] = {}
+_JOB_UPGRADES: dict[int, _Upgrade] = {}
+
+
+def dump_json(value: object) -> str:
+    """Compact JSON. Raises StateError on a value that JSON does not have (NaN included)."""
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise StateError(f"cannot be kept as JSON: {error}", evidence=type(value).__name__) from error
+
+
+def load_value(document: str) -> object:
+    """Raises StateError when it is no JSON."""
+    try:
+        value: object = json.loads(document)
+    except ValueError as error:
+        raise StateError(f"a document in the store is no JSON: {error}") from error
+    return value
+
+
+def load_object(document: str) -> dict[str, object]:
+    """A JSON object. Raises StateError when it is none."""
+    value = load_value(document)
+    if not isinstance(value, dict):
+        raise StateError(f"a document in the store is a {type(value).__name__}, not an object")
+    return value
+
+
+def cluster_row(record: ClusterRecord) -> Row:
+    """The row of a cluster that exists."""
+    return {
+        "name": record.name,
+        "cluster_id": record.cluster_id,
+        "status": record.status.value,
+        "launched_at": record.launched_at,
+        "schema": CLUSTER_SCHEMA,
+        "record": dump_json(record.to_json()),
+    }
+
+
+def history_row(record: ClusterRecord, *, ended_at: float | None = None) -> Row:
+    """The row of one life of a cluster name."""
+    return {
+        "cluster_id": record.cluster_id,
+        "name": record.name,
+        "launched_at": record.launched_at,
+        "ended_at": ended_at,
+        "schema": CLUSTER_SCHEMA,
+        "record": dump_json(record.to_json()),
+    }
+
+
+def cluster_from_document(schema: int, document: str) -> ClusterRecord:
+    """Raises StateError on a document that is of a newer schema or does not fit its own."""
+    return _read(ClusterRecord.from_json, "cluster", schema, document, CLUSTER_SCHEMA, _CLUSTER_UPGRADES)
+
+
+def job_row(cluster_id: str, record: JobRecord) -> Row:
+    """The row of a job that was seen in that life of its cluster."""
+    return {
+        "cluster_id": cluster_id,
+        "job_id": record.job_id,
+        "cluster_name": record.cluster_name,
+        "status": record.status.value,
+        "schema": JOB_SCHEMA,
+        "record": dump_json(record.to_json()),
+    }
+
+
+def job_from_document(schema: int, document: str) -> JobRecord:
+    """Raises StateError on a document that is of a newer schema or does not fit its own."""
+    return _read(JobRecord.from_json, "job", schema, document, JOB_SCHEMA, _JOB_UPGRADES)
+
+
+def _read(
+    build: Callable[[Mapping[str, object]], _T],
+    noun: str,
+    schema: int,
+    document: str,
+    ours: int,
+    upgrades: Mapping[int, _Upgrade],
+) -> _T:
+    if schema > ours:
+        raise StateError(
+            f"a {noun} in the store has schema {schema}, this skylib knows {ours}", hint="use a newer skylib"
+        )
+    fields = load_object(document)
+    for number in range(schema, ours):
+        fields = upgrades[number](fields)
+    try:
+        return build(fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StateError(
+            f"a {noun} in the store does not read as schema {schema}: {error}", hint="use the skylib that wrote it"
+        ) from error

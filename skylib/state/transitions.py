@@ -1,0 +1,87 @@
+"""What a change of state means for the rest of it: pure decisions, shared by all stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import attrs
+
+from skylib.errors import ClusterBusy, ClusterNotFound, NoCapacityError
+from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.job import JobRecord, JobStatus
+
+__all__ = ["Usage", "changed", "check_same_life", "keeps_stored_job", "no_capacity", "not_found", "usage_after"]
+
+_FIXED = frozenset({"name", "cluster_id", "status", "status_since"})
+
+
+class Usage(str, Enum):
+    """What becomes of a cluster's usage interval."""
+
+    OPEN = "open"
+    CLOSE = "close"
+    KEEP = "keep"
+
+
+def usage_after(status: ClusterStatus, *, is_open: bool) -> Usage:
+    """UP is use, STOPPED is none; INIT, AUTOSTOPPING and UNREACHABLE leave it as it was: doubt ends nothing."""
+    if status is ClusterStatus.UP and not is_open:
+        return Usage.OPEN
+    if status is ClusterStatus.STOPPED and is_open:
+        return Usage.CLOSE
+    return Usage.KEEP
+
+
+def changed(record: ClusterRecord, status: ClusterStatus, at: float, changes: Mapping[str, object]) -> ClusterRecord:
+    """The record after a settle. Raises TypeError for a field that does not exist or is not the caller's to change."""
+    wrong = sorted(_FIXED.intersection(changes))
+    if wrong:
+        raise TypeError(f"settle() does not change {', '.join(wrong)}")
+    since = record.status_since if status is record.status else at
+    return attrs.evolve(record, status=status, status_since=since, **changes)  # type: ignore[arg-type]
+
+
+def check_same_life(existing: ClusterRecord | None, record: ClusterRecord, *, over: bool) -> None:
+    """Raise ClusterBusy unless `record` may take its name: free, or its own. over: that cluster_id has ended."""
+    if existing is not None and existing.cluster_id != record.cluster_id:
+        raise ClusterBusy(
+            f"cluster {record.name!r} exists already: it was made by another launch",
+            cluster=record.name,
+            status=existing.status,
+            since=existing.launched_at,
+            holder=existing.cluster_id,
+            hint="read the cluster again and use that one, or take another name",
+        )
+    if over:
+        raise ClusterBusy(
+            f"cluster {record.name!r} was taken down while this operation went on",
+            cluster=record.name,
+            holder=None,
+            since=None,
+            hint="launch it again",
+        )
+
+
+def keeps_stored_job(stored: JobStatus, seen: JobRecord) -> bool:
+    """Whether the stored job stays as it is: it has ended, and what was seen says otherwise."""
+    return stored.is_terminal and seen.status is not stored
+
+
+def not_found(name: str, known: Sequence[str]) -> ClusterNotFound:
+    return ClusterNotFound(
+        f"no cluster {name!r}", cluster=name, known=tuple(known), hint=f"clusters: {', '.join(known) or 'none'}"
+    )
+
+
+def no_capacity(infra: str, holders: Mapping[str, str], wanted: int) -> NoCapacityError:
+    """holders: host -> the cluster that holds it, for each host that was asked for and is taken."""
+    reasons = {host: f"held by cluster {name!r}" for host, name in sorted(holders.items())}
+    words = ", ".join(f"{host} is {reason}" for host, reason in reasons.items())
+    return NoCapacityError(
+        f"{len(holders)} of {wanted} hosts of {infra} are taken: {words}",
+        infra=infra,
+        reasons=reasons,
+        holders=dict(holders),
+        hint="take that cluster down, or ask for other hosts",
+    )
