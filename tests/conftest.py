@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -118,9 +119,9 @@ def make_host(testbed: Testbed, request: pytest.FixtureRequest) -> Iterator[Call
     """Makes hosts for one test (arguments of Testbed.host) and closes them after it."""
     made: list[Host] = []
 
-    def make(*, name: str | None = None, home_size_mib: int = 4096, pythons: tuple[str, ...] | None = None) -> Host:
+    def make(**options: Any) -> Host:
         try:
-            host = testbed.host(name=name, home_size_mib=home_size_mib, pythons=pythons)
+            host = testbed.host(**options)
         except PythonMissing as exc:
             _skip(request.config, str(exc))
             raise

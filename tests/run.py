@@ -68,7 +68,7 @@ def _missing_packages() -> list[str]:
 
 
 def _install_packages() -> None:
-    """Installs what is missing, where that is possible; a failure is said and not fatal: the tests skip by themselves."""
+    """Installs what is missing, where that is possible; a failure is said and not fatal, as the tests skip then."""
     missing = _missing_packages()
     if os.geteuid() != 0:
         _say("not root: tests on SSH hosts (-m hosts) will be skipped")

@@ -250,6 +250,22 @@ def test_fake_gpus_answer_queries(make_host: MakeHost) -> None:
     assert host.sh("nvidia-smi --query-gpu=colour --format=csv").returncode == 2
 
 
+def test_a_dead_nameserver_does_not_answer(make_host: MakeHost) -> None:
+    """dead_dns names a server that is not there, so that a lookup hangs instead of failing at once."""
+    host = make_host(dead_dns=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        host.sh("getent hosts example.com", timeout_s=0.5)
+
+
+def test_a_home_is_copied_to_another_host(make_host: MakeHost) -> None:
+    """copy_home brings files with mode and owner, and keeps what was there."""
+    source, target = make_host(), make_host()
+    source.sh("mkdir -p env/bin; echo x > env/bin/tool; chmod 750 env/bin/tool", check=True)
+    target.sh("touch own", check=True)
+    target.copy_home(source)
+    assert target.sh("stat -c '%a %U' env/bin/tool; ls").stdout == "750 sky\nenv\nown\n"
+
+
 def test_write_file_sets_mode_and_owner(ssh_hosts: list[Host]) -> None:
     """Bytes arrive as they are, in directories made for them."""
     host = ssh_hosts[0]

@@ -83,7 +83,12 @@ class Testbed:
         self.close()
 
     def host(
-        self, *, name: str | None = None, home_size_mib: int = 4096, pythons: tuple[str, ...] | None = None
+        self,
+        *,
+        name: str | None = None,
+        home_size_mib: int = 4096,
+        pythons: tuple[str, ...] | None = None,
+        dead_dns: bool = False,
     ) -> Host:
         """A new host, booted, with sshd answering; name: "host<N>" by default; the other options are HostSpec's.
 
@@ -91,7 +96,9 @@ class Testbed:
         """
         with self._lock:
             self._made += 1
-            spec = HostSpec(name=name or f"host{self._made}", home_size_mib=home_size_mib, pythons=pythons)
+            spec = HostSpec(
+                name=name or f"host{self._made}", home_size_mib=home_size_mib, pythons=pythons, dead_dns=dead_dns
+            )
             ip = self._keeper.network[self._free_number()]
             host = Host(
                 self._keeper, spec, ip, key_path=self.key_path, authorized_keys=self._authorized_keys

@@ -80,7 +80,7 @@ class Host:
         disk = self._keeper.path(self._disk)
         for name in ("upper", "work", "root", "homes/sky", "homes/other"):
             (disk / name).mkdir(parents=True)
-        write_image(disk / "upper", self.spec)
+        write_image(disk / "upper", self.spec, dead_address=str(self._keeper.network[254]))
         overlay = f"lowerdir=/,upperdir={self._disk}/upper,workdir={self._disk}/work"
         size = f"size={self.spec.home_size_mib}m,mode=755"
         self._keeper.run(
@@ -313,6 +313,12 @@ class Host:
         self.sh(f"mkdir -p {directory}", user=owner, check=True)
         command = f"cat > {quoted} && chmod {mode:o} {quoted} && chown {owner}:{owner} {quoted}"
         self.sh(command, user="root", stdin=content, check=True)
+
+    def copy_home(self, source: Host) -> None:
+        """Adds all that is in the other host's home, whoever is up: 0.4 s for a runtime environment of 250 MB."""
+        self._keeper.run(
+            ["cp", "-a", "--", f"{source._homes / 'sky'}/.", f"{self._homes / 'sky'}/"], "--mount", timeout_s=120
+        )
 
     # --- trouble
 

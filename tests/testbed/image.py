@@ -68,11 +68,13 @@ class HostSpec:
     home_size_mib: size of the tmpfs that is sky's home, in MiB.
     pythons: None for the machine's own /usr/bin/python3, () for none, ("3.13",) for that one from pyenv instead
     (in /opt/python3.13; the first named is `python3`).
+    dead_dns: name a nameserver that never answers (12 s a lookup) instead of none (a lookup fails at once).
     """
 
     name: str
     home_size_mib: int = 4096
     pythons: tuple[str, ...] | None = None
+    dead_dns: bool = False
 
 
 def binds(spec: HostSpec) -> list[tuple[Path, str]]:
@@ -84,8 +86,8 @@ def binds(spec: HostSpec) -> list[tuple[Path, str]]:
     return [(find_python(version), f"/opt/python{version}") for version in spec.pythons]
 
 
-def write_image(upper: Path, spec: HostSpec) -> None:
-    """Fills an overlay's upper directory with the host's own files."""
+def write_image(upper: Path, spec: HostSpec, *, dead_address: str) -> None:
+    """Fills an overlay's upper directory with the host's own files; dead_address: on the host's network, nobody's."""
     upper.chmod(0o755)
     for name in os.listdir("/"):
         if name not in _STANDARD:
@@ -101,6 +103,7 @@ def write_image(upper: Path, spec: HostSpec) -> None:
         _make_dir(upper / "usr/local" / name)
     _write_accounts(upper)
     _write_system(upper, spec)
+    _write(upper / "etc/resolv.conf", f"nameserver {dead_address}\n" if spec.dead_dns else "")
     _write_pythons(upper, spec)
 
 
@@ -137,8 +140,6 @@ def write_home(home: Path, account: Account, authorized_keys: str) -> None:
 def _write_system(upper: Path, spec: HostSpec) -> None:
     _write(upper / "etc/hostname", f"{spec.name}\n")
     _write(upper / "etc/hosts", f"127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {spec.name}\n")
-    (upper / "etc/resolv.conf").unlink(missing_ok=True)
-    _write(upper / "etc/resolv.conf", "")
     _write(upper / "etc/ssh/sshd_config", _SSHD_CONFIG)
     for name in ("moduli", "ssh_config"):
         if Path("/etc/ssh", name).exists():

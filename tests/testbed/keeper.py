@@ -136,9 +136,11 @@ class Keeper:
         """A path as seen in the keeper's mounts, usable from this process; beware of absolute symlinks in it."""
         return Path(f"/proc/{self.pid}/root{path}")
 
-    def run(self, argv: Sequence[str], *namespaces: str, stdin: str | None = None) -> str:
+    def run(
+        self, argv: Sequence[str], *namespaces: str, stdin: str | None = None, timeout_s: float = 30.0
+    ) -> str:
         """Stdout of a command inside the named namespaces of the keeper ("--mount", "--net")."""
-        return run(["nsenter", "--target", str(self.pid), *namespaces, *argv], stdin=stdin)
+        return run(["nsenter", "--target", str(self.pid), *namespaces, *argv], stdin=stdin, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Ends the keeper and with it all that is in the bed, then waits until its directory is gone."""
