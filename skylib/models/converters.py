@@ -1,4 +1,4 @@
-"""From the loose forms of YAML and constructors to the fields' types; InvalidSpecError without the field's name else."""
+"""From the loose forms of YAML and constructors to the fields' types. Raise InvalidSpecError without a field's name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "any_text",
     "boolean",
     "choice",
+    "env_map",
     "env_name",
     "env_text",
     "frozen_records",
@@ -101,6 +102,15 @@ def env_text(value: object) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value)
     raise spec_error(f"expected text or a number, got {kind_of(value)}")
+
+
+def env_map(value: object) -> FrozenMap[str, str]:
+    """Variables by name: names that bash can export, values through env_text. None is the empty one."""
+    found = text_map(value, env_text, kind="a map of variables")
+    for name in found:
+        with within(name):
+            env_name(name)
+    return found
 
 
 def text_map(value: object, convert: Callable[[object], T], *, kind: str = "a map") -> FrozenMap[str, T]:
