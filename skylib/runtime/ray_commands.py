@@ -1,0 +1,126 @@
+"""The `ray start` command lines of a cluster's nodes: SkyPilot's flags, with every port of ours given. Pure.
+
+What each setting is for (Ray 2.9.3):
+--object-store-memory        small: nothing of a job passes through this Ray, and the user's own wants that memory
+RAY_memory_monitor_refresh_ms=0  a job's processes are not Ray's: its memory monitor could only kill the standing actors
+RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import attrs
+
+from skylib.agent.protocol import TOKEN_VARIABLE
+from skylib.runtime.layout import NodeLayout
+from skylib.runtime.ports import HeadPorts, NodePorts
+from skylib.transport.command import Command
+
+__all__ = ["OBJECT_STORE_BYTES", "RayNode", "head_start", "rank_resource", "ray_resources", "worker_start"]
+
+OBJECT_STORE_BYTES = 128 * 1024 * 1024
+
+# A clean environment: the caller's RAY_*, PYTHONPATH, CUDA_VISIBLE_DEVICES and proxies (gRPC obeys those, even for
+# addresses next door) are none of this Ray's business. "$@" begins with assignments, which `env` takes.
+_CLEAN_START = """\
+soft=$(ulimit -S -n); hard=$(ulimit -H -n)
+if [ "$hard" = unlimited ] || [ "$hard" -gt 65536 ]; then hard=65536; fi
+if [ "$soft" != unlimited ] && [ "$soft" -lt "$hard" ]; then ulimit -S -n "$hard"; fi
+cd "$HOME" || cd /
+exec env -i HOME="$HOME" USER="${USER:-}" LOGNAME="${LOGNAME:-}" SHELL="${SHELL:-/bin/sh}" LANG="${LANG:-C.UTF-8}" "$@"
+"""
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+@attrs.frozen(kw_only=True)
+class RayNode:
+    """One node of a cluster, as Ray is told of it.
+
+    ip: internal address, which the other nodes reach. cpus, gpus: as probed. resources: custom ones besides the rank's,
+    such as accelerators by name.
+    """
+
+    rank: int
+    ip: str
+    cpus: int
+    gpus: int = 0
+    resources: Mapping[str, float] = attrs.field(factory=dict)
+    layout: NodeLayout
+    ports: NodePorts
+
+
+def rank_resource(rank: int) -> str:
+    """The custom resource that exactly one node of a cluster has: what pins a standing actor to its rank."""
+    return f"skylib_rank_{rank}"
+
+
+def ray_resources(node: RayNode) -> dict[str, float]:
+    """What `--resources` says, sorted by name."""
+    return dict(sorted({**node.resources, rank_resource(node.rank): 1}.items()))
+
+
+def head_start(node: RayNode, head: HeadPorts, *, cluster_id: str) -> Command:
+    """`ray start --head`. Returns when the dashboard answers; it exits 0 even when the raylet dies at once."""
+    flags = (
+        "--head",
+        f"--port={head.ray}",
+        f"--dashboard-port={head.dashboard}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-grpc-port={head.dashboard_grpc}",
+        f"--ray-client-server-port={head.client_server}",
+        f"--temp-dir={node.layout.temp_dir}",
+    )
+    metrics = {
+        "AUTOSCALER_METRIC_PORT": str(head.autoscaler_metrics),
+        "DASHBOARD_METRIC_PORT": str(head.dashboard_metrics),
+    }
+    return _start(node, flags, {**_environment(node, cluster_id), **metrics})
+
+
+def worker_start(node: RayNode, head_address: str, *, cluster_id: str) -> Command:
+    """`ray start --address`. head_address: "<internal ip>:<port>". Started before its head, it waits for it.
+
+    The temp dir is the head's: Ray tells the workers.
+    """
+    return _start(node, (f"--address={head_address}",), _environment(node, cluster_id))
+
+
+def _start(node: RayNode, own: tuple[str, ...], env: Mapping[str, str]) -> Command:
+    ports = node.ports
+    argv = (
+        f"{node.layout.runtime_env}/bin/ray",
+        "start",
+        *own,
+        "--disable-usage-stats",
+        f"--node-ip-address={node.ip}",
+        f"--num-cpus={node.cpus}",
+        f"--num-gpus={node.gpus}",
+        f"--resources={json.dumps(ray_resources(node), separators=(',', ':'))}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--object-manager-port={ports.object_manager}",
+        f"--node-manager-port={ports.node_manager}",
+        f"--dashboard-agent-listen-port={ports.agent_http}",
+        f"--dashboard-agent-grpc-port={ports.agent_grpc}",
+        f"--runtime-env-agent-port={ports.runtime_env_agent}",
+        f"--metrics-export-port={ports.metrics_export}",
+        f"--min-worker-port={ports.worker_min}",
+        f"--max-worker-port={ports.worker_max}",
+    )
+    assignments = tuple(f"{name}={value}" for name, value in env.items())
+    return Command.sh(_CLEAN_START, *assignments, *argv)
+
+
+def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
+    return {
+        "PATH": f"{node.layout.runtime_env}/bin:{_SYSTEM_PATH}",
+        TOKEN_VARIABLE: cluster_id,
+        "RAY_SCHEDULER_EVENTS": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_maximum_startup_concurrency": str(3 * node.cpus),
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+    }
