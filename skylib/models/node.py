@@ -67,6 +67,7 @@ class NodeFacts:
     there, "" when there is none. cluster: the parsed cluster.json of the cluster that holds this account, or None.
     clock_offset_s: the node's clock minus ours. uv, conda: absolute paths, "" when missing.
     listening: every TCP port somebody listens on. boot: boot id and PID 1's start time, which changes at a reboot.
+    notes: what could not be found out, in words ("nvidia-smi failed: ...").
     """
 
     os: str
@@ -92,3 +93,4 @@ class NodeFacts:
     listening: tuple[int, ...] = ()
     port_holders: tuple[PortHolder, ...] = ()
     boot: str = ""
+    notes: tuple[str, ...] = ()
