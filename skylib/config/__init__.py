@@ -1,1 +1,1 @@
-"""Configuration: schema, layers, loading."""
+"""Configuration: schema in code, layers that merge, values that know where they came from."""

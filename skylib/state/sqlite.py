@@ -261,8 +261,7 @@ class SqliteStore:
         }
 
         def begin(db: Database) -> int:
-            number: int = db.table("intents").insert(row, pk="id").last_pk
-            return number
+            return int(str(db.table("intents").insert(row, pk="id").last_pk))
 
         return self._write(begin)
 

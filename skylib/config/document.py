@@ -1,0 +1,112 @@
+"""YAML with line numbers: safe, duplicate keys refused, every value with the line that it stands on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skylib.config.layers import Layer, Origin, Setting, plain
+from skylib.errors import ConfigError
+from skylib.models.spec_errors import kind_of, shown
+
+if TYPE_CHECKING:
+    import yaml
+
+__all__ = ["read_document", "read_layer"]
+
+
+def read_layer(path: Path) -> Layer:
+    """The layer in a file; empty when there is no such file. Raises ConfigError with file and line."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}", file=str(path), line=None) from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8", file=str(path), line=line) from error
+    return read_document(text, str(path))
+
+
+def read_document(text: str, file: str) -> Layer:
+    """The layer in a YAML text; every setting has the line of its key. Raises ConfigError."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return {}
+            found = _Reader(loader, file).value(root)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise _wrong(file, line, f"not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise _wrong(file, None, "nested too deeply") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise _wrong(file, root.start_mark.line + 1, f"expected a map of settings, got {kind_of(found)}")
+    return found
+
+
+class _Reader:
+    """Walks the nodes of one document; each node once, so that aliases cannot make it grow."""
+
+    def __init__(self, loader: yaml.SafeLoader, file: str) -> None:
+        self._loader = loader
+        self._file = file
+        self._known: dict[int, object] = {}
+        self._open: set[int] = set()
+
+    def value(self, node: yaml.Node) -> object:
+        """A Layer for a map, else the plain value."""
+        import yaml
+
+        if id(node) in self._known:
+            return self._known[id(node)]
+        if id(node) in self._open:
+            raise _wrong(self._file, node.start_mark.line + 1, "a map or list that contains itself")
+        self._open.add(id(node))
+        found: object
+        if isinstance(node, yaml.MappingNode):
+            found = self._map(node)
+        elif isinstance(node, yaml.SequenceNode):
+            items = [self.value(item) for item in node.value]
+            found = [plain(item) if isinstance(item, dict) else item for item in items]
+        else:
+            found = self._scalar(node)
+        self._open.discard(id(node))
+        self._known[id(node)] = found
+        return found
+
+    def _scalar(self, node: yaml.Node) -> object:
+        try:
+            return self._loader.construct_object(node, deep=True)
+        except (ValueError, TypeError) as error:
+            raise _wrong(self._file, node.start_mark.line + 1, f"not a value: {error}") from error
+
+    def _map(self, node: yaml.MappingNode) -> Layer:
+        found: Layer = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            key = self._scalar(key_node)
+            if not isinstance(key, str):
+                raise _wrong(self._file, line, f"keys are text, not {shown(key)}")
+            if key in found:
+                raise _wrong(self._file, line, f"{key!r} stands here and on line {found[key].origin.line}", key=key)
+            found[key] = Setting(value=self.value(value_node), origin=Origin(source=self._file, line=line))
+        return found
+
+
+def _wrong(file: str, line: int | None, problem: str, *, key: str | None = None) -> ConfigError:
+    place = file if line is None else f"{file}, line {line}"
+    return ConfigError(f"{place}: {problem}", file=file, line=line, key=key)

@@ -1,0 +1,128 @@
+"""Every configuration key: its type, default, bounds and meaning. The one place where keys are added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+__all__ = [
+    "SECTIONS",
+    "AgentConfig",
+    "Key",
+    "LocksConfig",
+    "LogsConfig",
+    "ProvisionConfig",
+    "RuntimeConfig",
+    "SshConfig",
+    "keys",
+]
+
+
+def _key(
+    default: object,
+    meaning: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A field that is a configuration key. Its type is that of the default; a float key takes whole numbers, too."""
+    return attrs.field(
+        default=default,
+        metadata={"meaning": meaning, "minimum": minimum, "maximum": maximum, "choices": choices},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class SshConfig:
+    """How hosts are reached."""
+
+    connect_timeout_s: float = _key(20.0, "Seconds for TCP, banner and login of one host together.", minimum=0.1)
+    keepalive_s: float = _key(15.0, "Seconds of silence after which a connection is probed; 0 never probes.", minimum=0)
+    max_channels: int = _key(
+        8, "Channels open at once on one connection; more wait. sshd's own default limit is 10.", minimum=2, maximum=100
+    )
+    parallel: int = _key(32, "Connections being opened at once.", minimum=1, maximum=1000)
+    user_config: str = _key("~/.ssh/config", "The OpenSSH client configuration that is read; empty reads none.")
+
+
+@attrs.frozen(kw_only=True)
+class ProvisionConfig:
+    """How clusters come up."""
+
+    parallel: int = _key(32, "Hosts that are worked on at once.", minimum=1, maximum=1000)
+    timeout_s: float = _key(900.0, "Seconds for bringing up all nodes of a cluster.", minimum=1)
+    min_disk_gib: float = _key(1.0, "Free GiB that a host's home must have before anything is written.", minimum=0)
+
+
+@attrs.frozen(kw_only=True)
+class AgentConfig:
+    """The agent on the head node."""
+
+    start_timeout_s: float = _key(60.0, "Seconds for the agent to answer after its start.", minimum=1)
+    call_timeout_s: float = _key(30.0, "Seconds for one answer of the agent.", minimum=0.1)
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeConfig:
+    """The environment that the internal Ray runs in."""
+
+    source: str = _key(
+        "client",
+        "Where nodes get packages from: client pushes wheels that are kept under the home; index lets nodes fetch.",
+        choices=("client", "index"),
+    )
+    python: str = _key("", "The Python to use on nodes, as 3.10 or an absolute path; empty takes the best one found.")
+    timeout_s: float = _key(600.0, "Seconds for making the environment on one node.", minimum=1)
+
+
+@attrs.frozen(kw_only=True)
+class LocksConfig:
+    """Waiting for other operations."""
+
+    timeout_s: float = _key(
+        30.0, "Seconds to wait for another operation on the same cluster; 0 never waits.", minimum=0
+    )
+
+
+@attrs.frozen(kw_only=True)
+class LogsConfig:
+    """Logs of operations, under the home."""
+
+    keep: int = _key(500, "Operation logs that are kept; the oldest go first.", minimum=1)
+
+
+SECTIONS: dict[str, type] = {
+    "ssh": SshConfig,
+    "provision": ProvisionConfig,
+    "agent": AgentConfig,
+    "runtime": RuntimeConfig,
+    "locks": LocksConfig,
+    "logs": LogsConfig,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Key:
+    """One key, as the schema has it. name: dotted. kind: the type of its values. variable: its environment variable."""
+
+    name: str
+    kind: type
+    default: object
+    meaning: str
+    minimum: float | None
+    maximum: float | None
+    choices: tuple[str, ...]
+
+    @property
+    def variable(self) -> str:
+        return "SKYLIB_" + self.name.replace(".", "_").upper()
+
+
+def keys() -> Iterator[Key]:
+    """All keys, in the order of the schema."""
+    for section, kind in SECTIONS.items():
+        for field in attrs.fields(kind):
+            yield Key(name=f"{section}.{field.name}", kind=type(field.default), default=field.default, **field.metadata)
