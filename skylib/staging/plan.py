@@ -1,0 +1,101 @@
+"""What a sync will send: every tree scanned before the first byte goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from skylib.errors import StagingError
+from skylib.staging.manifest import Kind, Manifest, scan
+from skylib.staging.mounts import WORKDIR, Mount, map_mounts
+from skylib.staging.select import select
+
+__all__ = ["SyncPlan", "SyncTree", "plan_sync"]
+
+
+@attrs.frozen(kw_only=True)
+class SyncTree:
+    """One tree and its place."""
+
+    mount: Mount
+    manifest: Manifest
+
+
+@attrs.frozen(kw_only=True)
+class SyncPlan:
+    """The trees of one task, in the order in which they are put in place. Empty: nothing to send."""
+
+    trees: tuple[SyncTree, ...] = ()
+
+    @property
+    def files(self) -> int:
+        return sum(tree.manifest.files for tree in self.trees)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tree.manifest.bytes for tree in self.trees)
+
+    def __bool__(self) -> bool:
+        return bool(self.trees)
+
+
+def plan_sync(
+    workdir: object = None,
+    file_mounts: Mapping[str, object] | None = None,
+    *,
+    base: Path | None = None,
+    git: str | None = "git",
+) -> SyncPlan:
+    """Scan a task's files.
+
+    base: directory that relative sources start from, the current one when None. git: see select().
+    Raises InvalidSpecError for targets that cannot be, StagingError (fact: path) for sources that are missing or cannot
+    be read.
+    """
+    trees = []
+    for mount in map_mounts(workdir, file_mounts):
+        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git)))
+    return SyncPlan(trees=_without_overlaid(trees))
+
+
+def _scan(mount: Mount, base: Path, git: str | None) -> Manifest:
+    source = base / Path(mount.source).expanduser()
+    if not source.exists():
+        raise StagingError(
+            f"{mount.dst}: the source {mount.source} does not exist", path=str(source), hint=f"looked for {source}"
+        )
+    if source.is_dir():
+        return scan(source, select(source, git=git))
+    if mount.is_workdir or mount.source.endswith("/"):
+        raise StagingError(f"{mount.dst}: the source {mount.source} is not a directory", path=str(source))
+    return scan(source, ())
+
+
+def _without_overlaid(trees: list[SyncTree]) -> tuple[SyncTree, ...]:
+    """A mount may lie in the workdir: where both have a path, the mount's is sent and the workdir's is not."""
+    if not trees or not trees[0].mount.is_workdir:
+        return tuple(trees)
+    workdir, *mounts = trees
+    own = {entry.path: entry for entry in workdir.manifest.entries}
+    covered: set[str] = set()
+    for tree in mounts:
+        if not tree.mount.below_root or not tree.mount.place.startswith(f"{WORKDIR}/"):
+            continue
+        place = tree.mount.place[len(WORKDIR) + 1 :]
+        for entry in tree.manifest.entries:
+            path = f"{place}/{entry.path}" if entry.path else place
+            theirs = own.get(path)
+            if theirs is None:
+                continue
+            if theirs.kind is Kind.DIR and entry.kind is not Kind.DIR:
+                raise StagingError(
+                    f"file_mounts.{tree.mount.dst}: the workdir has a directory where this puts a file: {path}",
+                    path=workdir.manifest.source_of(theirs),
+                )
+            if theirs.kind is not Kind.DIR or entry.kind is Kind.DIR:
+                covered.add(path)
+    if covered:
+        workdir = attrs.evolve(workdir, manifest=workdir.manifest.without(covered))
+    return (workdir, *mounts)

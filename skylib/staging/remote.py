@@ -1,0 +1,203 @@
+"""What is run on a node, in POSIX sh with tar, find and xargs; no Python. Answers are parsed, errors are named here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from skylib.errors import StagingError
+from skylib.staging.diff import Seen
+from skylib.transport.base import Completed
+from skylib.transport.command import Command
+
+__all__ = ["LinkState", "Step", "failure", "install", "parse_probe", "probe"]
+
+# Arguments: pairs of link and what it is to point to. Standard input: absolute paths, each ended by NUL.
+# Answer, each part ended by NUL: one word per pair, an empty one, then two per path that exists.
+# A `find` without -printf (busybox) says nothing, and everything is sent.
+_PROBE = r"""
+LC_ALL=C; export LC_ALL
+while [ $# -gt 0 ]; do
+  if [ -L "$1" ]; then
+    to=$(readlink "$1")
+    ours=no; case $to in */.sky/file_mounts"$1") ours=yes;; esac
+    if [ "$to" = "$2" ]; then printf 'linked\0'
+    elif [ $ours = yes ] && [ ! -e "$1" ]; then printf 'stale\0'
+    else printf 'foreign %s\0' "$to"
+    fi
+  elif [ -e "$1" ]; then printf 'occupied\0'
+  else
+    up=${1%/*}
+    while [ -n "$up" ] && [ ! -e "$up" ]; do up=${up%/*}; done
+    up=${up:-/}
+    if [ -d "$up" ] && [ -w "$up" ]; then printf 'free\0'; else printf 'forbidden %s\0' "$up"; fi
+  fi
+  shift 2
+done
+printf '\0'
+xargs -0 sh -c 'exec find "$@" -maxdepth 0 -printf "%y %m %s %T@ %p\0%l\0"' sh 2>/dev/null
+exit 0
+"""
+
+# $1: directory to unpack in, on the file system of the targets. Then four words per target: its number (its tree is in
+# the archive as <number>/<name>), its absolute path, "dir" or "file", and the link to make ("" for none).
+# Nothing is touched before the whole archive has come: its last member is `complete`. Then a tree whose target does not
+# exist is moved there by one rename; else each file is renamed over what is there. So no file is ever half new, and
+# what else is in the target stays. A directory takes the place of a file or link; a file never that of a directory.
+_INSTALL = r"""
+LC_ALL=C; export LC_ALL
+login_umask=$(umask); umask 077
+in=$1; shift
+die() { code=$1; shift; echo "$*" >&2; exit "$code"; }
+merge() {
+  for e in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+    [ -d "$e" ] && [ ! -L "$e" ] || continue
+    b=${e##*/}
+    if [ -L "$2/$b" ] || [ ! -d "$2/$b" ]; then
+      if [ -L "$2/$b" ] || [ -f "$2/$b" ]; then rm -f "$2/$b" || exit 76; fi
+      mv "$e" "$2/" 2>/dev/null && continue
+      if [ ! -d "$2/$b" ]; then mv "$e" "$2/" || exit 76; continue; fi
+    fi
+    merge "$e" "$2/$b"
+  done
+  for e in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+    if [ -L "$e" ] || { [ -e "$e" ] && [ ! -d "$e" ]; }; then
+      find "$1/." ! -name . -prune ! -type d -exec sh -c 'd=$1; shift; exec mv -f "$@" "$d/"' sh "$2" {} + || exit 76
+      break
+    fi
+  done
+}
+case $in in */.sky/incoming/*)
+  mkdir -p "${in%/*}" || exit 73
+  find "${in%/*}/." ! -name . -prune -mtime +1 -exec rm -rf {} +
+esac
+mkdir "$in" || exit 73
+trap 'rm -rf "$in"' EXIT
+trap 'exit 71' HUP INT TERM PIPE
+tar -xpof - -C "$in" || exit 74
+cat > /dev/null
+[ -f "$in/complete" ] || die 75 'the archive did not come to its end'
+umask "$login_umask"
+while [ $# -gt 0 ]; do
+  n=$1 target=$2 kind=$3 link=$4; shift 4
+  parent=${target%/*}
+  if [ -d "$in/$n" ]; then
+    mkdir -p "$parent" || exit 76
+    if [ -L "$target" ] && [ ! -e "$target" ] && [ "$kind" = dir ]; then die 76 "$target: is a link to nowhere"; fi
+    if [ -d "$target" ] && [ "$kind" = file ]; then die 76 "$target: is a directory"; fi
+    if [ -e "$target" ] && [ ! -d "$target" ] && [ "$kind" = dir ]; then die 76 "$target: is not a directory"; fi
+    if [ -d "$target" ]; then merge "$in/$n/${target##*/}" "$target"; else merge "$in/$n" "$parent"; fi
+  fi
+  for f in "$in/modes/$n".*; do
+    [ ! -f "$f" ] || (cd "$target" && xargs -0 chmod "${f##*.}" < "$f") || exit 76
+  done
+  if [ -n "$link" ]; then
+    [ -z "${link%/*}" ] || mkdir -p "${link%/*}" || exit 77
+    [ ! -L "$link" ] || [ -e "$link" ] || rm -f "$link"
+    [ "$(readlink "$link")" = "$target" ] || ln -s "$target" "$link" || exit 77
+  fi
+done
+"""
+
+_STEPS = {
+    71: "unpacking was interrupted",
+    73: "could not make a directory to unpack in",
+    74: "could not unpack",
+    75: "the files did not all arrive",
+    76: "could not put the files in place",
+    77: "could not make the link to the files",
+}
+_CAUSES = (
+    ("No space left on device", "no space left on the node"),
+    ("Disk quota exceeded", "the account's disk quota is used up"),
+    ("Read-only file system", "the file system is read-only"),
+    ("Permission denied", "permission denied"),
+    ("Operation not permitted", "operation not permitted"),
+    ("File name too long", "a file name is too long for the node"),
+    ("tar: not found", "the node has no tar"),
+)
+_TAR_PATH = re.compile(r"^tar: (?P<path>.+?): (?:Cannot|Wrote|Directory)", re.MULTILINE)
+_MOVE_PATH = re.compile(r"^(?:mv|mkdir|rm|chmod|ln): .*?'(?P<path>/[^']*)'", re.MULTILINE)
+
+
+@attrs.frozen(kw_only=True)
+class LinkState:
+    """What stands where a link is to be. word: linked, stale, free, foreign, occupied, forbidden. about: a path."""
+
+    word: str
+    about: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One target of an installation. number: of its tree in the archive. link: to be made, "" for none."""
+
+    number: int
+    target: str
+    is_file: bool
+    link: str = ""
+
+    def words(self) -> tuple[str, str, str, str]:
+        return str(self.number), self.target, "file" if self.is_file else "dir", self.link
+
+
+def probe(links: Iterable[tuple[str, str]]) -> Command:
+    """Ask a node about links (link, what it is to point to) and about the paths on standard input."""
+    return Command.sh(_PROBE, *(word for pair in links for word in pair))
+
+
+def parse_probe(stdout: bytes, links: int) -> tuple[tuple[LinkState, ...], dict[str, Seen]]:
+    """The states of `links` links, and what exists of the paths. Raises StagingError on another answer."""
+    parts = stdout.split(b"\0")
+    if len(parts) <= links or parts[links]:
+        raise StagingError("the node's answer about its files cannot be read", evidence=stdout[:500])
+    states = []
+    for part in parts[:links]:
+        word, _, about = os.fsdecode(part).partition(" ")
+        states.append(LinkState(word=word, about=about))
+    seen: dict[str, Seen] = {}
+    found = parts[links + 1 :]
+    for head, target in zip(found[0::2], found[1::2], strict=False):
+        kind, mode, size, when, path = head.split(b" ", 4)
+        seconds, _, fraction = when.partition(b".")
+        mtime_ns = int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
+        permissions = int(mode, 8) & 0o777
+        seen[os.fsdecode(path)] = Seen(kind.decode(), permissions, int(size), mtime_ns, os.fsdecode(target))
+    return tuple(states), seen
+
+
+def install(incoming: str, steps: Sequence[Step]) -> Command:
+    """Unpack the archive on standard input in `incoming` and put its trees in place."""
+    return Command.sh(_INSTALL, incoming, *(word for step in steps for word in step.words()))
+
+
+def failure(done: Completed, host: str, incoming: str, steps: Sequence[Step]) -> StagingError:
+    """The error for an installation that failed: what, where, on which path as far as the node said."""
+    text = done.stderr.decode(errors="replace")
+    what = _STEPS.get(done.returncode or 0, "could not deliver the files")
+    path = _path_of(text, incoming, steps)
+    cause = next((meaning for needle, meaning in _CAUSES if needle in text), "")
+    message = f"{what} on {host}" + (f": {cause}" if cause else "") + (f" ({path})" if path else "")
+    return StagingError(
+        message, host=host, path=path, cause=cause or None, step="staging.sync", evidence=text[-2000:] or None
+    )
+
+
+def _path_of(stderr: str, incoming: str, steps: Sequence[Step]) -> str:
+    """The path on the node that an error is about; the first target when it does not say."""
+    fallback = steps[0].target if steps else incoming
+    match = _TAR_PATH.search(stderr)
+    if match:
+        number, _, below = match["path"].removeprefix("./").partition("/")
+        for step in steps:
+            if str(step.number) == number:
+                rest = below.partition("/")[2]
+                return f"{step.target}/{rest}" if rest else step.target
+        return fallback
+    match = _MOVE_PATH.search(stderr)
+    if match and not match["path"].startswith(incoming):
+        return match["path"]
+    return fallback
