@@ -154,7 +154,7 @@ class Host:
         mounts = [f"{source}:{target}" for source, target in self._binds]
         with (self._keeper.directory / f"{self._disk.name}.boot.log").open("wb") as log:
             launcher = subprocess.Popen(
-                ["nsenter", "--target", str(self._keeper.pid), "--mount", "--pid"]
+                ["nsenter", "--target", str(self._keeper.pid), "--mount", "--root", "--pid"]
                 + ["unshare", *namespaces, "--fork", "--kill-child"]
                 + ["/bin/sh", str(_HERE / "boot.sh"), str(self._root), str(self._homes), self.name, *mounts],
                 stdin=subprocess.DEVNULL,
@@ -255,7 +255,7 @@ class Host:
         """
         account = ACCOUNTS[user]
         path = SYSTEM_PATH if account.uid == 0 else _LOGIN_PATH
-        argv = ["nsenter", "--target", str(self.init_pid), "--mount", "--uts", "--ipc", "--net", "--pid"]
+        argv = ["nsenter", "--target", str(self.init_pid), "--mount", "--root", "--uts", "--ipc", "--net", "--pid"]
         argv += ["setpriv", f"--reuid={account.uid}", f"--regid={account.uid}", "--init-groups"]
         argv += ["bash", "-lc", f"cd\n{command}"]
         env = {"HOME": account.home, "USER": user, "LOGNAME": user, "SHELL": "/bin/bash"}

@@ -140,7 +140,8 @@ class Keeper:
         self, argv: Sequence[str], *namespaces: str, stdin: str | None = None, timeout_s: float = 30.0
     ) -> str:
         """Stdout of a command inside the named namespaces of the keeper ("--mount", "--net")."""
-        return run(["nsenter", "--target", str(self.pid), *namespaces, *argv], stdin=stdin, timeout_s=timeout_s)
+        root = ["--root"] if "--mount" in namespaces else []  # not the namespace's root, where this process is chrooted
+        return run(["nsenter", "--target", str(self.pid), *namespaces, *root, *argv], stdin=stdin, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Ends the keeper and with it all that is in the bed, then waits until its directory is gone."""
