@@ -35,7 +35,7 @@ class Infra:
             raise spec_error(f"{expected}, got {shown(text)}")
         cloud, _, rest = text.strip().partition("/")
         name = _any(cloud.lower())
-        name = _ALIASES.get(name, name) if name else None
+        name = None if name is None else _ALIASES.get(name, name)
         if name is not None and not _CLOUD.fullmatch(name):
             raise spec_error(f"{expected}, got {shown(text)}")
         behind = [rest] if name in _NAMED_WHOLE else rest.split("/")

@@ -290,8 +290,9 @@ def _infra_of(places: Mapping[str, object], base: Infra) -> Infra:
             if name != "region" and "/" in part:
                 raise spec_error(f"expected a {name}'s name, got {shown(value)}")
     infra = Infra(**parts)
-    if Infra.parse(str(infra)) != infra:
-        raise spec_error(f"{infra} names no place", next(reversed(list(places))))
+    with within(next(reversed(list(places)))):
+        if Infra.parse(str(infra)) != infra:
+            raise spec_error(f"{infra} names no place")
     return infra
 
 

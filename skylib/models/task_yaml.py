@@ -59,8 +59,7 @@ def task_arguments(
         if getattr(error, "line", None) is not None:
             raise
         path: Path = getattr(error, "path", ())
-        clean = InvalidSpecError(mask(error.message, known), **{**vars(error), "message": mask(error.message, known)})
-        raise place_error(clean, file=file, line=document.line_of(path)) from None
+        raise place_error(_without_secrets(error, path, known), file=file, line=document.line_of(path)) from None
 
 
 def task_text(plain: Mapping[str, object], secrets: Mapping[str, Secret], *, show_secrets: bool) -> str:
@@ -81,6 +80,17 @@ def task_text(plain: Mapping[str, object], secrets: Mapping[str, Secret], *, sho
     if secrets:
         found["secrets"] = revealed if show_secrets else dict.fromkeys(secrets)
     return write_document({key: found[key] for key in TASK_KEYS if key in found})
+
+
+def _without_secrets(error: InvalidSpecError, path: Path, secrets: Mapping[str, Secret]) -> InvalidSpecError:
+    """The error without any secret's value: where variables were put in, the wrong value is left out altogether."""
+    tail = ", got " if secrets and path[:1] and path[0] in SUBSTITUTED else None
+
+    def clean(text: str) -> str:
+        return mask(text.partition(tail)[0] if tail else text, secrets)
+
+    facts: Any = map_strings(vars(error), clean)
+    return InvalidSpecError(facts.pop("message"), **facts)
 
 
 def _only_task(documents: list[Document], file: str) -> Document:

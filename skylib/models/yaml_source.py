@@ -22,6 +22,7 @@ _YAML = "tag:yaml.org,2002:"
 _TEXT_TAGS = frozenset({"str", "timestamp", "value", "merge"})
 _MOST_VALUES = 100_000
 _LONGEST_NUMBER = 400
+_BREAKS = "\r\x85\u2028\u2029\ufeff"  # what PyYAML would fold or drop outside of double quotes
 
 
 class Verbatim(str):
@@ -82,7 +83,8 @@ def write_document(plain: Mapping[str, object]) -> str:
             return True
 
     def text(dumper: Any, data: str) -> Any:
-        style = "|" if _reads_as_block(data) else None
+        odd = any(character in data for character in _BREAKS)
+        style = '"' if odd else "|" if "\n" in data[:-1] and data[0] not in " \t\n" else None
         return dumper.represent_scalar(f"{_YAML}str", data, style=style)
 
     def verbatim(dumper: Any, data: Verbatim) -> Any:
@@ -94,10 +96,6 @@ def write_document(plain: Mapping[str, object]) -> str:
         dict(plain), Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=2**31
     )
     return str(written)
-
-
-def _reads_as_block(text: str) -> bool:
-    return "\n" in text[:-1] and text[0] not in " \t\n" and not any(odd in text for odd in "\x85\u2028\u2029\ufeff\r")
 
 
 def _code(character: object) -> int:
@@ -138,7 +136,7 @@ class _Reader:
         self._open.add(id(node))
         try:
             if kind in ("map", "set") and node.id == "mapping":
-                return {key: inner for _, key, inner in self._items(node, path)}
+                return dict(self._items(node, path))
             if kind == "seq" and node.id == "sequence":
                 return [self._item(inner, (*path, index)) for index, inner in enumerate(node.value)]
         finally:
@@ -149,8 +147,8 @@ class _Reader:
         self._lines[path] = node.start_mark.line + 1
         return self._value(node, path)
 
-    def _items(self, node: Any, path: Path) -> Iterator[tuple[int, str, object]]:
-        """Line, key and value of each entry: first what `<<` brings in, then the map's own, which win."""
+    def _items(self, node: Any, path: Path) -> Iterator[tuple[str, object]]:
+        """Key and value of each entry: first what `<<` brings in, then the map's own, which win."""
         own: dict[str, int] = {}
         for key, inner in node.value:
             if key.tag == f"{_YAML}merge":
@@ -162,13 +160,14 @@ class _Reader:
             if key.tag == f"{_YAML}merge":
                 continue
             name, line = self._key(key, path), key.start_mark.line + 1
+            place = (*path, name)
             if name in own:
                 reason = f"this key stands twice, in lines {own[name]} and {line}"
-                raise self._error(reason, key, (*path, name), hint="keep one of them")
+                raise self._error(reason, key, place, hint="keep one of them")
             own[name] = line
-            self._forget((*path, name))
-            self._lines[(*path, name)] = line
-            yield line, name, self._value(inner, (*path, name))
+            self._forget(place)
+            self._lines[place] = line
+            yield name, self._value(inner, place)
 
     def _forget(self, path: Path) -> None:
         """Lines below a key that a merged map had and the own one replaces."""
