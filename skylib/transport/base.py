@@ -1,4 +1,4 @@
-"""What every way to a node can do. Implementations: local.py (subprocess), ssh.py (paramiko), scripted.py (in memory)."""
+"""What every way to a node can do. Implementations: local.py (subprocess), ssh.py (paramiko), scripted.py (memory)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ByteChannel", "Chunk", "Completed", "Process", "Transport"]
 
 @attrs.frozen(kw_only=True)
 class Completed:
-    """A command that ended. returncode: None when a signal ended it. signal: its name without SIG ("KILL"), else None."""
+    """A command that ended. returncode: None when a signal ended it; signal: its name without SIG ("KILL")."""
 
     returncode: int | None
     stdout: bytes
@@ -73,14 +73,20 @@ class ByteChannel(Protocol):
 
 @runtime_checkable
 class Process(ByteChannel, Protocol):
-    """A command under way: send goes to its stdin, receive comes from its stdout; stderr is drained beside it."""
+    """A command under way: send goes to its stdin, receive comes from its stdout; stderr is drained beside it.
+
+    `close` ends a command that still runs.
+    """
 
     def wait(self, timeout_s: float | None = None) -> Completed:
-        """How it ended; stdout is what receive did not take, stderr its tail. Raises TransportTimeout, ConnectError."""
+        """How it ended; stdout is what receive did not take, stderr its tail.
+
+        Raises ConnectError when the connection was lost; TransportTimeout after timeout_s (the command is ended).
+        """
 
 
 class Transport(Protocol):
-    """One node, reachable. All methods may be called from many threads; connections are opened on first use and kept."""
+    """One node, reachable. Methods may be called from many threads; connections are opened on first use and kept."""
 
     @property
     def host(self) -> str:
@@ -89,7 +95,7 @@ class Transport(Protocol):
     def run(
         self, command: Command, *, stdin: bytes | Iterable[bytes] | None = None, timeout_s: float | None = None
     ) -> Completed:
-        """Run to its end, draining both streams together. A non-zero exit is a value, not an error (see Completed.check).
+        """Run to its end, draining both streams together. A non-zero exit is a value, no error (see Completed.check).
 
         Raises ConnectError, AuthError, HostKeyError; TransportTimeout after timeout_s (the command is ended).
         """

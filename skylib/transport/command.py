@@ -50,7 +50,7 @@ class Command:
 
     def text(self) -> str:
         """The line for the node's shell, whatever login shell that is (only words, assignments through `env`)."""
-        return self._render({name: value for name, value in self.env.items()})
+        return self._render(self.env)
 
     def shown(self) -> str:
         """The line for people and logs, masked."""

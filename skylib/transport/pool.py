@@ -1,0 +1,67 @@
+"""The transports of one client: one for each address, made when first asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from skylib.errors import InvalidSpecError
+from skylib.events import EventSink, discard
+from skylib.models.node import HostAddress
+from skylib.paths import SkyHome
+from skylib.transport.base import Transport
+from skylib.transport.local import LocalTransport
+from skylib.transport.ssh import SshTransport
+from skylib.transport.ssh_params import SshSettings
+
+__all__ = ["Transports"]
+
+
+class Transports:
+    """Makes and keeps transports. Safe from threads and after fork: each transport sees to its own connection."""
+
+    def __init__(
+        self,
+        home: SkyHome,
+        *,
+        settings: SshSettings | None = None,
+        user_config_path: Path | None = None,
+        events: EventSink = discard,
+    ) -> None:
+        self._home = home
+        self._settings = settings or SshSettings()
+        self._user_config_path = user_config_path
+        self._events = events
+        self._kept: dict[HostAddress, Transport] = {}
+
+    def get(self, address: HostAddress) -> Transport:
+        """The transport of an address; nothing is connected yet. Raises InvalidSpecError on an unknown kind."""
+        kept = self._kept.get(address)
+        if kept is not None:
+            return kept
+        # setdefault is one step for all threads, and needs no lock that a fork could leave locked
+        return self._kept.setdefault(address, self._make(address))
+
+    def close(self) -> None:
+        """Close every connection; the transports open anew when they are used again."""
+        for transport in tuple(self._kept.values()):
+            transport.close()
+
+    def __enter__(self) -> Transports:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _make(self, address: HostAddress) -> Transport:
+        if address.kind == "local":
+            return LocalTransport(address.host, events=self._events)
+        if address.kind == "ssh":
+            return SshTransport(
+                address,
+                home=self._home,
+                settings=self._settings,
+                user_config_path=self._user_config_path,
+                events=self._events,
+            )
+        message = f"no transport of kind {address.kind!r}"
+        raise InvalidSpecError(message, field="kind", hint='kinds are "local" and "ssh"', host=address.host)

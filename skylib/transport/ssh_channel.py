@@ -1,0 +1,284 @@
+"""One command or one stream on an open connection: started, fed, drained, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from skylib.errors import ConnectError
+from skylib.transport.base import Chunk, Completed
+from skylib.transport.collect import Collector, DeadlinePassed, Ending, Following, Tail
+from skylib.transport.command import Command
+from skylib.transport.feed import Feeder
+from skylib.transport.ssh_errors import mapped
+
+if TYPE_CHECKING:
+    import paramiko
+
+__all__ = ["OpenChannel", "SshByteChannel", "SshProcess", "remember_signals"]
+
+_READ_BYTES = 256 * 1024
+_SEND_BYTES = 32 * 1024
+"""What sshd takes in one packet."""
+_INLINE_BYTES = 64 * 1024
+"""Stdin up to this size fits the window that every server opens with: no thread is needed for it."""
+_KILL_GRACE_S = 3.0
+_SIGNALS_SINCE = (7, 9)
+"""OpenSSH's sshd passes signals on to the command's process group since 7.9."""
+
+
+def remember_signals(transport: Any) -> None:
+    """Keep the name of the signal that ended a command on its channel (`exit_signal`): paramiko drops it."""
+    import paramiko
+
+    table = dict(transport._channel_handler_table)
+    request = paramiko.common.MSG_CHANNEL_REQUEST
+    usual = table[request]
+
+    def handle(channel: Any, message: Any) -> None:
+        start = message.packet.tell()
+        if message.get_text() == "exit-signal":
+            message.get_boolean()
+            channel.exit_signal = message.get_text().partition("@")[0]
+            channel.status_event.set()
+            return
+        message.packet.seek(start)
+        usual(channel, message)
+
+    table[request] = handle
+    transport._channel_handler_table = table
+
+
+class OpenChannel:
+    """A channel of a connection that is alive, with the slot that it holds. `close` gives the slot back, once."""
+
+    def __init__(self, channel: paramiko.Channel, transport: Any, *, host: str, give_back: Callable[[], None]) -> None:
+        self.host = host
+        self.channel = channel
+        self._transport = transport
+        self._give_back = give_back
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def start(self, text: str) -> None:
+        """Ask the host to run `text`. Its answer is not waited for: a refusal closes the channel."""
+        import paramiko
+
+        with mapped(self.host, "run"):
+            self._request(paramiko, "exec", want_reply=True, argument=text.encode("utf-8", "surrogateescape"))
+
+    def send(self, data: bytes) -> None:
+        """All of it. Raises OSError when the other side takes no more."""
+        offset = 0
+        while offset < len(data):
+            sent = self.channel.send(data[offset : offset + _SEND_BYTES])
+            if sent == 0:
+                raise BrokenPipeError("the channel is closed")
+            offset += sent
+
+    def send_eof(self) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self.channel.shutdown_write()
+
+    def follow(self, stdin: bytes | Iterable[bytes] | None, deadline: float | None) -> Following:
+        """A started command to its end. Raises DeadlinePassed, ConnectError, and what `stdin` raises."""
+        feeder: Feeder | None = None
+        finished = False
+        try:
+            if stdin is None or (isinstance(stdin, bytes) and len(stdin) <= _INLINE_BYTES):
+                with contextlib.suppress(OSError, EOFError):
+                    self.send(stdin or b"")
+                self.send_eof()
+            else:
+                feeder = Feeder(stdin, send=self.send, finish=self.send_eof, on_error=self._abort).start()
+            yield from self._drain(deadline)
+            if feeder is not None and feeder.error is not None:
+                raise feeder.error
+            ending = self.ending(deadline)
+            finished = True
+            return ending
+        except DeadlinePassed:
+            finished = True
+            ended = self.kill()
+            yield from self._buffered()
+            raise DeadlinePassed(ended=ended) from None
+        finally:
+            if not finished:
+                self._abort()
+            self.close()
+            if feeder is not None:
+                feeder.stop()
+
+    def ending(self, deadline: float | None) -> Ending:
+        """How the command ended, once its streams have. Raises DeadlinePassed, ConnectError when it cannot be known."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self.channel.status_event.wait(left):
+            raise DeadlinePassed(ended=False)
+        signal = getattr(self.channel, "exit_signal", None)
+        if signal is not None:
+            return Ending(None, signal)
+        if self.channel.exit_status >= 0:
+            return Ending(self.channel.exit_status)
+        if self._transport.is_active():
+            message, hint = "the host refused to run the command, or did not say how it ended", None
+        else:
+            message, hint = "the connection was lost while a command ran", "it may have run; it was not repeated"
+        raise ConnectError(message, host=self.host, step="run", evidence=self._transport.saved_exception, hint=hint)
+
+    def kill(self) -> bool:
+        """End the command's process group. True when the host has confirmed that it ended."""
+        import paramiko
+
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
+            return bool(self.channel.status_event.wait(_KILL_GRACE_S)) and self.channel_knows_its_end()
+        return False
+
+    def channel_knows_its_end(self) -> bool:
+        return self.channel.exit_status >= 0 or getattr(self.channel, "exit_signal", None) is not None
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with contextlib.suppress(OSError, EOFError):
+            self.channel.close()
+        self._give_back()
+
+    def _abort(self) -> None:
+        """End the command without waiting for it; whoever drains the channel sees its end."""
+        import paramiko
+
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
+        with contextlib.suppress(OSError, EOFError):
+            self.channel.close()
+
+    def _request(self, paramiko: Any, name: str, *, want_reply: bool, argument: bytes) -> None:
+        message = paramiko.Message()
+        message.add_byte(bytes([paramiko.common.MSG_CHANNEL_REQUEST]))
+        message.add_int(self.channel.remote_chanid)
+        message.add_string(name)
+        message.add_boolean(want_reply)
+        message.add_string(argument)
+        self._transport._send_user_message(message)
+
+    def _drain(self, deadline: float | None) -> Following:
+        channel = self.channel
+        arrived = threading.Event()
+        channel.in_buffer.set_event(arrived)
+        channel.in_stderr_buffer.set_event(arrived)
+        while True:
+            over = channel.eof_received or channel.closed  # before the buffers are looked at: data come before it
+            got = False
+            for chunk in self._buffered():
+                got = True
+                yield chunk
+            if got:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise DeadlinePassed(ended=False)
+                continue
+            if over:
+                return Ending(None)
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise DeadlinePassed(ended=False)
+            arrived.wait(left)
+
+    def _buffered(self) -> Following:
+        """What has come of both streams, one chunk each at most; nothing is waited for."""
+        channel = self.channel
+        if channel.recv_ready():
+            yield Chunk("stdout", channel.recv(_READ_BYTES))
+        if channel.recv_stderr_ready():
+            yield Chunk("stderr", channel.recv_stderr(_READ_BYTES))
+        return Ending(None)
+
+
+class SshByteChannel:
+    """A stream over the connection. An end of the connection is an end of the stream."""
+
+    def __init__(self, opened: OpenChannel) -> None:
+        self._opened = opened
+
+    def send(self, data: bytes) -> None:
+        with mapped(self._opened.host, "send"):
+            self._opened.send(data)
+
+    def send_eof(self) -> None:
+        self._opened.send_eof()
+
+    def receive(self, max_bytes: int = 65536) -> bytes:
+        with mapped(self._opened.host, "receive"):
+            return self._opened.channel.recv(max_bytes)
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+class SshProcess(SshByteChannel):
+    """A command to talk to. Its stderr is drained beside; `close` ends it."""
+
+    def __init__(self, opened: OpenChannel, command: Command, collector: Collector) -> None:
+        super().__init__(opened)
+        self._command = command
+        self._collector = collector
+        self._started = time.perf_counter()
+        self._stderr = Tail()
+        self._done: Completed | None = None
+        self._drainer = threading.Thread(target=self._drain_stderr, name="skylib-stderr", daemon=True)
+        self._drainer.start()
+
+    def wait(self, timeout_s: float | None = None) -> Completed:
+        if self._done is not None:
+            return self._done
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        parts: list[bytes] = []
+        try:
+            while part := self._receive_by(deadline):
+                parts.append(part)
+            ending = self._opened.ending(deadline)
+        except DeadlinePassed as exc:
+            ended = self._opened.kill()
+            self.close()
+            streams = b"".join(parts), self._stderr.value()
+            raise self._collector.timeout(self._command, timeout_s, ended, *streams) from exc
+        except ConnectError:
+            self.close()
+            raise
+        self._drainer.join(_KILL_GRACE_S)
+        self._done = self._collector.completed(
+            self._command, ending, self._started, b"".join(parts), self._stderr.value()
+        )
+        self.close()
+        return self._done
+
+    def close(self) -> None:
+        if not self._opened.channel_knows_its_end():
+            self._opened._abort()
+        super().close()
+
+    def _receive_by(self, deadline: float | None) -> bytes:
+        channel = self._opened.channel
+        channel.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+        try:
+            return channel.recv(_READ_BYTES)
+        except TimeoutError:
+            raise DeadlinePassed(ended=False) from None
+
+    def _drain_stderr(self) -> None:
+        channel = self._opened.channel
+        while True:
+            try:
+                data = channel.recv_stderr(_READ_BYTES)
+            except TimeoutError:
+                continue
+            except (OSError, EOFError):
+                return
+            if not data:
+                return
+            self._stderr.add(data)
