@@ -36,10 +36,9 @@ _REPEATABLE = frozenset(
 Message = dict[str, Any]
 
 
-def bridge_command(python: str, layout: NodeLayout, bundle_sha256: str) -> Command:
+def bridge_command(python: str, layout: NodeLayout) -> Command:
     """What joins an SSH channel to the agent's socket on the node."""
-    bundle = f"{layout.agent_dir}/{bundle_sha256}.pyz"
-    return Command.of(python, "-S", "-E", bundle, "bridge", "--socket", layout.agent_socket)
+    return Command.of(python, "-S", "-E", layout.agent_bundle, "bridge", "--socket", layout.agent_socket)
 
 
 class AgentClient:
@@ -55,16 +54,17 @@ class AgentClient:
         self._pid = os.getpid()
         self._channel: _Channel | None = None
 
-    def call(self, verb: str, *, timeout_s: float | None = CALL_TIMEOUT_S, **args: object) -> Message:
-        """The agent's answer to one request. timeout_s: None waits for ever.
+    def call(self, verb: str, *, answer_within_s: float | None = CALL_TIMEOUT_S, **args: object) -> Message:
+        """The agent's answer to one request. answer_within_s: None waits for ever.
 
-        Raises AgentError when the channel broke or no answer came in time, AgentReplyError (with `kind`) when the agent refused, TransportError.
+        Raises AgentError when the channel broke or no answer came in time, AgentReplyError (with `kind`) when the
+        agent refused, TransportError.
         """
         for attempt in (1, 2):
             channel = self._open_channel()
             try:
                 replies = channel.request(verb, args)
-                return self._final(replies, verb, timeout_s)
+                return self._final(replies, verb, answer_within_s)
             except _ChannelBroken as broken:
                 self._drop(channel)
                 if attempt == 2 or (broken.sent and verb not in _REPEATABLE):
@@ -80,7 +80,7 @@ class AgentClient:
         channel = self._open_channel()
         try:
             replies = channel.request(verb, args)
-        except _ChannelBroken as broken:
+        except _ChannelBroken:
             self._drop(channel)
             channel = self._open_channel()
             try:
@@ -159,7 +159,7 @@ class AgentClient:
         hello = greeting.get("hello", {})
         if hello.get("protocol") != PROTOCOL:
             raise AgentVersionError(
-                f"the agent of cluster {self._cluster!r} speaks protocol {hello.get('protocol')}, this client {PROTOCOL}",
+                f"the agent of {self._cluster!r} speaks protocol {hello.get('protocol')}, this client {PROTOCOL}",
                 host=self._transport.host,
                 ours=PROTOCOL,
                 theirs=hello.get("protocol"),

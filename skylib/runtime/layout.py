@@ -66,6 +66,11 @@ class NodeLayout:
         return f"{self.sky}/agent"
 
     @property
+    def agent_bundle(self) -> str:
+        """A link to the bundle that the agent runs from."""
+        return f"{self.agent_dir}/current.pyz"
+
+    @property
     def agent_log(self) -> str:
         return f"{self.sky}/agent.log"
 

@@ -1,0 +1,82 @@
+"""skylib: clusters from Python, over plain SSH, with no server.
+
+    import skylib
+    client = skylib.Client()
+    job = client.launch(skylib.Task(run="echo hello", resources=skylib.Resources(infra="ssh/lab")), "train")
+    for line in job.logs():
+        ...
+    client.down("train")
+
+Importing does nothing: no file, thread or socket; names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skylib import errors, events
+    from skylib.client import Client
+    from skylib.handles import Cluster, Job
+    from skylib.models.cluster import ClusterRecord, ClusterStatus
+    from skylib.models.job import JobRecord, JobStatus, LogLine
+    from skylib.models.plan import Plan
+    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt
+    from skylib.models.resources import Resources
+    from skylib.models.task import Task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Client": "skylib.client",
+    "Cluster": "skylib.handles",
+    "ClusterRecord": "skylib.models.cluster",
+    "ClusterStatus": "skylib.models.cluster",
+    "DownReceipt": "skylib.models.receipts",
+    "InfraStatus": "skylib.models.receipts",
+    "Job": "skylib.handles",
+    "JobRecord": "skylib.models.job",
+    "JobStatus": "skylib.models.job",
+    "LogLine": "skylib.models.job",
+    "NodeReceipt": "skylib.models.receipts",
+    "Plan": "skylib.models.plan",
+    "Resources": "skylib.models.resources",
+    "Task": "skylib.models.task",
+}
+_MODULES = ("errors", "events")
+
+__all__ = [
+    "Client",
+    "Cluster",
+    "ClusterRecord",
+    "ClusterStatus",
+    "DownReceipt",
+    "InfraStatus",
+    "Job",
+    "JobRecord",
+    "JobStatus",
+    "LogLine",
+    "NodeReceipt",
+    "Plan",
+    "Resources",
+    "Task",
+    "__version__",
+    "errors",
+    "events",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"skylib.{name}")
+    else:
+        raise AttributeError(f"module 'skylib' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

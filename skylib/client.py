@@ -1,0 +1,171 @@
+"""The client: one short method per verb. Everything happens in the caller's process; nothing listens, nothing stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from skylib.config.load import Config
+from skylib.errors import InvalidSpecError
+from skylib.events import EventSink
+from skylib.handles import Cluster, Job
+from skylib.jobs.polling import Cancelled
+from skylib.models.cluster import ClusterRecord
+from skylib.models.job import JobRecord, LogLine
+from skylib.models.plan import Plan
+from skylib.models.receipts import DownReceipt, InfraStatus
+from skylib.models.task import Task
+from skylib.ops import execute, launch, lifecycle, planning, status
+from skylib.session import Session
+
+__all__ = ["Client"]
+
+
+class Client:
+    """Clusters, jobs and their state in one home.
+
+    home: $SKY_HOME, else ~/.sky. config: settings over those of the files, {"ssh": {"connect_timeout_s": 5}}. events:
+    called with an Event for every step (from worker threads; it must be quick and must not raise).
+    Any number of threads, processes and Clients may use one home. A Client is a context manager; leaving it, or close(),
+    closes connections and nothing else: clusters and jobs go on.
+    """
+
+    def __init__(
+        self,
+        home: str | Path | None = None,
+        *,
+        config: Mapping[str, object] | None = None,
+        events: EventSink | None = None,
+    ) -> None:
+        self._session = Session(home, config=config, events=events)
+
+    @property
+    def home(self) -> Path:
+        """The directory with all of this client's state."""
+        return self._session.home.root
+
+    @property
+    def config(self) -> Config:
+        """The settings in force; `config.explain("ssh.connect_timeout_s")` says where one comes from."""
+        return self._session.config
+
+    def launch(
+        self,
+        task: Task | Plan,
+        cluster_name: str | None = None,
+        *,
+        key: str | None = None,
+        idle_minutes_to_autostop: int | None = None,
+        down: bool = False,
+        retry_until_up: bool = False,
+        fast: bool = False,
+        no_setup: bool = False,
+        timeout_s: float | None = None,
+    ) -> Job:
+        """Make the cluster stand if it does not, bring the files, queue the job. Done when the job is queued.
+
+        A cluster that is UP is used as it is. key: the same key returns the job it was first used for. fast: skip setup where the same one has succeeded. no_setup: never
+        run it. down: release the cluster when idle (after idle_minutes_to_autostop, by default one). retry_until_up: wait for
+        hosts that are held now. timeout_s: for all of it.
+        Raises InvalidSpecError, NoOfferError, NoCapacityError, PreflightError, BringUpError, StagingError, ClusterBusy,
+        TransportError; a launch that fails leaves no process, no held host and no record behind.
+        """
+        options = launch.Options(
+            key=key,
+            idle_minutes=idle_minutes_to_autostop,
+            down=down,
+            retry_until_up=retry_until_up,
+            fast=fast,
+            no_setup=no_setup,
+            timeout_s=timeout_s,
+        )
+        name, done = launch.launch(self._session, task, cluster_name, options)
+        return Job(self.home, name, done.job_id, adopted=done.adopted, session=self._session)
+
+    def exec(self, task_or_command: Task | str, cluster_name: str, *, key: str | None = None) -> Job:
+        """Queue a job on a cluster that is UP: the workdir is brought up to date, setup is not run.
+
+        Raises ClusterNotFound, ClusterNotUp, InvalidSpecError, StagingError, AgentError, TransportError.
+        """
+        done = execute.exec_(self._session, task_or_command, cluster_name, key=key)
+        return Job(self.home, cluster_name, done.job_id, adopted=done.adopted, session=self._session)
+
+    def plan(self, task: Task, cluster_name: str | None = None) -> Plan:
+        """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that."""
+        return planning.plan(self._session, task, cluster_name)
+
+    def status(self, names: str | Iterable[str] | None = None, *, refresh: bool = False) -> list[ClusterRecord]:
+        """Records of clusters, the newest launch first; `refresh` asks their nodes. Raises ClusterNotFound."""
+        wanted = [names] if isinstance(names, str) else names
+        return status.status(self._session, wanted, refresh_first=refresh)
+
+    def cluster(self, name: str) -> Cluster:
+        """A handle. Raises ClusterNotFound."""
+        self._session.require(name)
+        return Cluster(self.home, name, session=self._session)
+
+    def start(self, name: str) -> ClusterRecord:
+        """Bring a stopped or broken cluster up again on its hosts; what stands already is left alone."""
+        return lifecycle.start(self._session, name)
+
+    def stop(self, name: str) -> DownReceipt:
+        """End jobs and Ray on all nodes; files, logs and the hosts are kept for start()."""
+        return lifecycle.stop(self._session, name)
+
+    def down(self, name: str, *, purge: bool = False) -> DownReceipt:
+        """End everything, remove what was put on the nodes, release the hosts. The jobs' logs come home first.
+
+        purge: forget the cluster even when a node cannot be cleaned.
+        """
+        return lifecycle.down(self._session, name, purge=purge)
+
+    def autostop(self, name: str, idle_minutes: int, *, down: bool = False) -> None:
+        """Let the nodes end Ray by themselves after so long without a job; negative: never."""
+        lifecycle.autostop(self._session, name, idle_minutes, down=down)
+
+    def queue(self, name: str) -> list[JobRecord]:
+        """All jobs of the cluster, oldest first; what was seen of them, when it is stopped or gone."""
+        return execute.queue(self._session, name)
+
+    def job(self, name: str, job_id: int) -> Job:
+        """A handle. Raises JobNotFound, ClusterNotFound."""
+        found = execute.job(self._session, name, job_id)
+        return Job(self.home, name, found.job_id, session=self._session)
+
+    def cancel(self, name: str, job_ids: int | Sequence[int] | None = None, *, all: bool = False) -> list[Cancelled]:
+        """End jobs and every process of theirs on all nodes; neither ids nor all: the newest running one."""
+        if all and job_ids is not None:
+            raise InvalidSpecError("give job_ids or all, not both", field="job_ids")
+        wanted = [job_ids] if isinstance(job_ids, int) else job_ids
+        return execute.cancel(self._session, name, wanted, all_jobs=all)
+
+    def tail_logs(
+        self, name: str, job_id: int | None = None, *, follow: bool = True, offset: int = 0
+    ) -> Iterator[LogLine]:
+        """Lines of a job's log (None: the newest job) as they come, until it has ended. Stopping to read ends nothing."""
+        return execute.tail_logs(self._session, name, job_id, follow=follow, offset=offset)
+
+    def download_logs(self, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
+        """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""
+        wanted = [job_ids] if isinstance(job_ids, int) else job_ids
+        return execute.download_logs(self._session, name, wanted)
+
+    def check(self) -> list[InfraStatus]:
+        """Every infra that is configured, whether nodes can be had there, and what is wrong with which host."""
+        return status.check(self._session)
+
+    def close(self) -> None:
+        """Close connections. The client can be used again."""
+        self._session.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client(home={str(self.home)!r})"

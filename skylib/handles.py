@@ -1,0 +1,164 @@
+"""Handles: a cluster or a job by name, usable here, in another process, or after a trip through JSON or pickle.
+
+A handle holds no socket and no record: home, cluster name and job id are all there is, and each call asks anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from skylib.jobs.polling import Cancelled
+from skylib.models.cluster import ClusterRecord, NodeRecord
+from skylib.models.job import JobRecord, JobStatus, LogLine
+from skylib.models.task import Task
+from skylib.ops import execute, status
+from skylib.ops.nodes import run_on_all, ssh_command
+from skylib.session import Session
+from skylib.transport.base import Completed
+
+__all__ = ["Cluster", "Job"]
+
+
+class _Handle:
+    """What both kinds share: a home, and a session that is opened on first use and never travels."""
+
+    __slots__ = ("_home", "_session", "cluster_name")
+
+    def __init__(self, home: str | Path, cluster_name: str, session: Session | None = None) -> None:
+        self._home = str(Path(home).expanduser().absolute())
+        self.cluster_name = cluster_name
+        self._session = session
+
+    @property
+    def home(self) -> str:
+        """The home whose state knows the cluster."""
+        return self._home
+
+    def _open(self) -> Session:
+        if self._session is None:
+            self._session = Session(self._home)
+        return self._session
+
+
+class Job(_Handle):
+    """One job of one cluster."""
+
+    __slots__ = ("adopted", "id")
+
+    def __init__(
+        self, home: str | Path, cluster_name: str, job_id: int, *, adopted: bool = False, session: Session | None = None
+    ) -> None:
+        super().__init__(home, cluster_name, session)
+        self.id = job_id
+        self.adopted = adopted
+
+    def record(self) -> JobRecord:
+        """The job as it is now; as it was seen last, when the cluster is gone. Raises JobNotFound."""
+        return execute.job(self._open(), self.cluster_name, self.id)
+
+    def status(self) -> JobStatus:
+        """Its status now."""
+        return self.record().status
+
+    def wait(self, timeout_s: float | None = None, *, check: bool = True) -> JobRecord:
+        """Block until it has ended. Raises JobFailed when `check` and it did not succeed; TransportTimeout."""
+        return execute.wait(self._open(), self.cluster_name, self.id, timeout_s=timeout_s, check=check)
+
+    def logs(self, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
+        """Lines as they come, until it has ended; resumable at any line's next_offset."""
+        return execute.tail_logs(self._open(), self.cluster_name, self.id, follow=follow, offset=offset)
+
+    def cancel(self) -> Cancelled | None:
+        """End all its processes on all nodes; None when it had ended before."""
+        done = execute.cancel(self._open(), self.cluster_name, [self.id])
+        return done[0] if done else None
+
+    def to_json(self) -> str:
+        """A recipe for the same handle elsewhere."""
+        return json.dumps({"home": self._home, "cluster_name": self.cluster_name, "job_id": self.id})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """The handle that `to_json` described."""
+        recipe = json.loads(text)
+        return cls(recipe["home"], recipe["cluster_name"], recipe["job_id"])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Job, (self._home, self.cluster_name, self.id)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Job):
+            return NotImplemented
+        return (self._home, self.cluster_name, self.id) == (other._home, other.cluster_name, other.id)
+
+    def __hash__(self) -> int:
+        return hash((self._home, self.cluster_name, self.id))
+
+    def __repr__(self) -> str:
+        return f"Job(cluster={self.cluster_name!r}, id={self.id})"
+
+
+class Cluster(_Handle):
+    """One cluster."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return self.cluster_name
+
+    def record(self, *, refresh: bool = False) -> ClusterRecord:
+        """What is known of it; `refresh` asks its nodes first. Raises ClusterNotFound."""
+        return status.status(self._open(), [self.cluster_name], refresh_first=refresh)[0]
+
+    def nodes(self) -> tuple[NodeRecord, ...]:
+        """Its nodes, the head first."""
+        return self.record().nodes
+
+    def queue(self) -> list[JobRecord]:
+        """All its jobs, oldest first."""
+        return execute.queue(self._open(), self.cluster_name)
+
+    def job(self, job_id: int) -> Job:
+        """A handle on one of its jobs. Raises JobNotFound."""
+        found = execute.job(self._open(), self.cluster_name, job_id)
+        return Job(self._home, self.cluster_name, found.job_id, session=self._session)
+
+    def exec(self, task_or_command: Task | str, *, key: str | None = None) -> Job:
+        """Submit a task or a command line; no provisioning, no setup."""
+        done = execute.exec_(self._open(), task_or_command, self.cluster_name, key=key)
+        return Job(self._home, self.cluster_name, done.job_id, adopted=done.adopted, session=self._session)
+
+    def run(self, command: str, *, timeout_s: float | None = None) -> tuple[Completed, ...]:
+        """Run a shell line at once on every node, past the queue; one Completed per node, in rank order."""
+        return run_on_all(self._open(), self.cluster_name, command, timeout_s=timeout_s)
+
+    def ssh_command(self, rank: int = 0) -> str:
+        """What to type for a shell on that node. Raises InvalidSpecError for a rank it does not have."""
+        return ssh_command(self._open(), self.cluster_name, rank)
+
+    def to_json(self) -> str:
+        """A recipe for the same handle elsewhere."""
+        return json.dumps({"home": self._home, "cluster_name": self.cluster_name})
+
+    @classmethod
+    def from_json(cls, text: str) -> Cluster:
+        """The handle that `to_json` described."""
+        recipe = json.loads(text)
+        return cls(recipe["home"], recipe["cluster_name"])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Cluster, (self._home, self.cluster_name)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Cluster):
+            return NotImplemented
+        return (self._home, self.cluster_name) == (other._home, other.cluster_name)
+
+    def __hash__(self) -> int:
+        return hash((self._home, self.cluster_name))
+
+    def __repr__(self) -> str:
+        return f"Cluster({self.cluster_name!r})"

@@ -1,0 +1,122 @@
+"""Asking after jobs: records, waiting, ending them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import attrs
+
+from skylib.errors import AgentError, AgentReplyError, JobFailed, JobNotFound, TransportError, TransportTimeout
+from skylib.models.job import JobRecord, JobStatus
+from skylib.runtime.agent_client import AgentClient
+
+__all__ = ["Cancelled", "cancel", "job", "queue", "raise_unless_succeeded", "wait"]
+
+PATIENCE_S = 120.0
+LONG_POLL_S = 30.0
+
+
+@attrs.frozen(kw_only=True)
+class Cancelled:
+    """What a cancel did to one job. ended: pids that are gone; survivors: pids that would not go."""
+
+    job_id: int
+    ended: tuple[int, ...] = ()
+    survivors: tuple[int, ...] = ()
+
+
+def queue(agent: AgentClient, cluster: str, *, include_ended: bool = True) -> list[JobRecord]:
+    """All jobs of the cluster, oldest first."""
+    answer = agent.call("queue", all=include_ended)
+    return [_record(cluster, entry) for entry in answer["jobs"]]
+
+
+def job(agent: AgentClient, cluster: str, job_id: int | None) -> JobRecord:
+    """One job; None asks for the newest. Raises JobNotFound."""
+    try:
+        return _record(cluster, agent.call("job", job_id=job_id)["job"])
+    except AgentReplyError as error:
+        raise _not_found(error, cluster, job_id) from error
+
+
+def wait(agent: AgentClient, cluster: str, job_id: int, *, timeout_s: float | None = None) -> JobRecord:
+    """The job when it has ended. A channel that breaks is opened again for up to two minutes.
+
+    Raises TransportTimeout when it has not ended after timeout_s, JobNotFound, AgentError, TransportError.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    broken_since: float | None = None
+    pause_s = 0.2
+    while True:
+        left_s = LONG_POLL_S if deadline is None else min(LONG_POLL_S, max(0.0, deadline - time.monotonic()))
+        try:
+            answer = agent.call("wait", answer_within_s=left_s + 30.0, job_id=job_id, timeout_s=left_s)
+        except AgentReplyError as error:
+            raise _not_found(error, cluster, job_id) from error
+        except (AgentError, TransportError):
+            now = time.monotonic()
+            broken_since = broken_since or now
+            out_of_time = deadline is not None and now >= deadline
+            if out_of_time or now - broken_since > PATIENCE_S:
+                raise
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
+            continue
+        broken_since, pause_s = None, 0.2
+        record = _record(cluster, answer["job"])
+        if record.status.is_terminal:
+            return record
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TransportTimeout(
+                f"job {job_id} of cluster {cluster!r} is still {record.status.value} after {timeout_s:g} s",
+                cluster=cluster,
+                job_id=job_id,
+                status=record.status,
+                timeout_s=timeout_s,
+                hint="the job goes on; wait again, or job.cancel()",
+            )
+
+
+def raise_unless_succeeded(record: JobRecord) -> JobRecord:
+    """The record, when the job succeeded. Raises JobFailed with exit codes by rank and the first cause."""
+    if record.status is JobStatus.SUCCEEDED:
+        return record
+    raise JobFailed(
+        f"job {record.job_id} of cluster {record.cluster_name!r} ended {record.status.value}"
+        + (f": {record.cause}" if record.cause else ""),
+        cluster=record.cluster_name,
+        job_id=record.job_id,
+        status=record.status,
+        exit_codes=record.exit_codes,
+        cause=record.cause,
+        log_path=record.log_dir,
+        hint=f"client.tail_logs({record.cluster_name!r}, {record.job_id})",
+    )
+
+
+def cancel(agent: AgentClient, cluster: str, job_ids: Sequence[int] | None, *, all_jobs: bool) -> list[Cancelled]:
+    """End jobs with all their processes; neither ids nor all means the newest running one. Raises JobNotFound."""
+    try:
+        answer = agent.call("cancel", answer_within_s=120.0, job_ids=list(job_ids or ()), all=all_jobs)
+    except AgentReplyError as error:
+        raise _not_found(error, cluster, list(job_ids or ())) from error
+    return [
+        Cancelled(job_id=entry["job_id"], ended=tuple(entry["ended"]), survivors=tuple(entry["survivors"]))
+        for entry in answer["cancelled"]
+    ]
+
+
+def _record(cluster: str, entry: dict[str, object]) -> JobRecord:
+    return JobRecord.from_json({**entry, "cluster_name": cluster})
+
+
+def _not_found(error: AgentReplyError, cluster: str, job_id: object) -> Exception:
+    if getattr(error, "kind", "") != "not_found":
+        return error
+    return JobNotFound(
+        f"cluster {cluster!r} has no such job: {error.message}",
+        cluster=cluster,
+        job_id=job_id,
+        hint=f"client.queue({cluster!r}) lists its jobs",
+    )

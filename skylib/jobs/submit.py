@@ -1,0 +1,117 @@
+"""From a task to what the agent is asked to run (pure), and the asking."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from skylib.errors import AgentReplyError, ClusterNotUp, InvalidSpecError
+from skylib.models.cluster import ClusterRecord
+from skylib.models.resources import Resources
+from skylib.models.task import Task
+from skylib.runtime.agent_client import AgentClient
+
+__all__ = ["Submitted", "demand_of", "job_spec", "setup_hash", "submit"]
+
+DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none (facts: jobs)
+
+
+@attrs.frozen(kw_only=True)
+class Submitted:
+    """The agent's word that it has the job. adopted: the key was known; this is the job submitted with it before."""
+
+    job_id: int
+    task_id: str
+    adopted: bool = False
+
+
+def demand_of(resources: Resources, cluster: ClusterRecord) -> dict[str, object]:
+    """What one rank reserves on its node. accelerators: by name; for "80GB+" forms whatever the cluster's devices are.
+
+    Raises InvalidSpecError when no candidate can be meant.
+    """
+    wanted = resources.candidates()[0]
+    demand: dict[str, object] = {"CPU": wanted.cpus.value if wanted.cpus else DEFAULT_CPUS}
+    if wanted.memory is not None and not wanted.memory.ratio:
+        demand["memory_gib"] = wanted.memory.value
+    accelerator = wanted.accelerator
+    if accelerator is not None:
+        demand["GPU"] = accelerator.count
+        if accelerator.name is not None:
+            demand["accelerators"] = {accelerator.name: accelerator.count}
+    return demand
+
+
+def setup_hash(task: Task, *, files_digest: str, runtime_digest: str) -> str:
+    """Equal when running setup again would do the same: script, variables, files and environment are unchanged."""
+    if not task.setup:
+        return ""
+    facts = {
+        "setup": task.setup,
+        "envs": dict(task.envs),
+        "secrets": hashlib.sha256(repr(sorted(_revealed(task.secrets).items())).encode()).hexdigest(),
+        "files": files_digest,
+        "runtime": runtime_digest,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def job_spec(
+    task: Task,
+    cluster: ClusterRecord,
+    *,
+    user: str,
+    key: str | None = None,
+    setup: bool = True,
+    setup_digest: str = "",
+    skip_setup_if_done: bool = False,
+) -> dict[str, object]:
+    """The agent's JobSpec (agent/protocol.py). setup: False leaves it out, as `exec` does."""
+    cloud, _, region = cluster.infra.partition("/")
+    return {
+        "name": task.name or "",
+        "run": task.run or "",
+        "setup": (task.setup or "") if setup else "",
+        "num_nodes": task.num_nodes,
+        "demand": demand_of(task.resources, cluster),
+        "envs": dict(task.envs),
+        "secrets": _revealed(task.secrets),
+        "key": key,
+        "setup_hash": setup_digest if setup else "",
+        "skip_setup_if_done": skip_setup_if_done,
+        "setup_all_nodes": setup,
+        "user": user,
+        "cluster_info": {"cluster_name": cluster.name, "cloud": cloud, "region": region or cloud, "zone": None},
+        "timeout_s": None,
+    }
+
+
+def submit(agent: AgentClient, spec: Mapping[str, object], cluster: ClusterRecord) -> Submitted:
+    """Put the job into the queue. Raises InvalidSpecError when the cluster can never run it, ClusterNotUp when it stops."""
+    try:
+        answer: dict[str, Any] = agent.call("submit", job=dict(spec))
+    except AgentReplyError as error:
+        kind = getattr(error, "kind", "")
+        if kind == "impossible":
+            raise InvalidSpecError(
+                f"cluster {cluster.name!r} can never run this job: {error.message}",
+                field="resources",
+                cluster=cluster.name,
+            ) from error
+        if kind == "stopping":
+            raise ClusterNotUp(
+                f"cluster {cluster.name!r} is stopping",
+                cluster=cluster.name,
+                status="AUTOSTOPPING",
+                hint=f"client.start({cluster.name!r}) when it has stopped",
+            ) from error
+        raise
+    return Submitted(job_id=answer["job_id"], task_id=answer.get("task_id", ""), adopted=bool(answer.get("adopted")))
+
+
+def _revealed(secrets: Mapping[str, object]) -> dict[str, str]:
+    return {name: value.reveal() if hasattr(value, "reveal") else str(value) for name, value in secrets.items()}

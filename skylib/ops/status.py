@@ -1,0 +1,127 @@
+"""What is known of clusters, and what their nodes say when they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from skylib.errors import AgentError, AgentVersionError, ClusterNotFound, SkyError, TransportError
+from skylib.events import EventSink
+from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.receipts import InfraStatus
+from skylib.session import Session
+from skylib.transport.command import Command
+from skylib.transport.fanout import fanout
+
+__all__ = ["Seen", "check", "next_status", "refresh", "status"]
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """What asking a cluster gave. reached: the head's host answered. agent: the agent did. alive: ranks that Ray has.
+
+    stopped: the node says that it stopped by itself. stopping: it is about to.
+    """
+
+    reached: bool
+    agent: bool = False
+    ray_ok: bool = False
+    alive: int = 0
+    stopped: bool = False
+    stopping: bool = False
+
+
+def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus:
+    """The status after a look. Unreachable is not gone, and what was stopped does not come up by itself."""
+    if known is ClusterStatus.STOPPED:
+        return ClusterStatus.STOPPED
+    if not seen.reached:
+        return ClusterStatus.UNREACHABLE
+    if seen.stopping:
+        return ClusterStatus.AUTOSTOPPING
+    if seen.agent and seen.ray_ok and seen.alive == wanted:
+        return ClusterStatus.UP
+    if seen.stopped and not seen.agent:
+        return ClusterStatus.STOPPED
+    return ClusterStatus.INIT
+
+
+def status(session: Session, names: Iterable[str] | None = None, *, refresh_first: bool = False) -> list[ClusterRecord]:
+    """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound."""
+    if names is None:
+        records = session.store.clusters()
+    else:
+        wanted = [names] if isinstance(names, str) else list(names)
+        found = {record.name: record for record in session.store.clusters(wanted)}
+        for name in wanted:
+            if name not in found:
+                session.require(name)
+                raise ClusterNotFound(f"there is no cluster {name!r}", cluster=name)
+        records = [found[name] for name in wanted]
+    if not refresh_first or not records:
+        return records
+    with session.operation("status") as events:
+        outcomes = fanout(lambda record: refresh(session, record, events), records)
+    fresh = []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.value is not None:
+            fresh.append(outcome.value)
+    return fresh
+
+
+def refresh(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord | None:
+    """Ask the cluster and settle what it says; None when it released itself (autostop with down)."""
+    if record.status is ClusterStatus.STOPPED or not record.nodes:
+        return record
+    if session.store.open_intents(record.name):
+        return record  # an operation is on it, or died on it: its next verb sees to that
+    seen = _look(session, record)
+    found = next_status(record.status, record.num_nodes, seen)
+    if found is ClusterStatus.STOPPED and record.autostop is not None and record.autostop.down:
+        session.forget_agent(record.cluster_id)
+    if found is record.status:
+        return record
+    return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+
+
+def _look(session: Session, record: ClusterRecord) -> Seen:
+    try:
+        info = session.agent(record).call("info", answer_within_s=20.0)
+    except AgentVersionError:
+        return Seen(reached=True)
+    except TransportError:
+        return Seen(reached=False)
+    except AgentError:
+        return _look_without_agent(session, record)
+    return Seen(
+        reached=True,
+        agent=True,
+        ray_ok=bool(info.get("ray_ok")),
+        alive=len(info.get("alive_ranks", ())),
+        stopping=bool(info.get("stopping")),
+    )
+
+
+def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
+    marker = f"{record.head.root}/.sky/stopped.json"
+    try:
+        done = session.transport(record.head.address).run(Command.of("test", "-f", marker), timeout_s=20.0)
+    except TransportError:
+        return Seen(reached=False)
+    return Seen(reached=True, stopped=done.ok)
+
+
+def check(session: Session) -> list[InfraStatus]:
+    """Every infra that is configured, and whether nodes can be had there; problems name host and reason."""
+    with session.operation("check") as events:
+        context = session.provider_context(events)
+        found: list[InfraStatus] = []
+        for provider in session.providers.all():
+            try:
+                found.extend(provider.check(context))
+            except SkyError as error:
+                found.append(InfraStatus(infra=provider.name, usable=False, reason=error.message))
+        return found

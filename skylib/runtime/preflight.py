@@ -1,0 +1,91 @@
+"""Can this machine carry a node of ours, and on which ports? Pure: facts in, decisions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from skylib.errors import PreflightError
+from skylib.models.node import NodeFacts
+from skylib.runtime.layout import DASHBOARD_PORT, RAY_PORT, TEMP_DIR
+from skylib.runtime.ports import HeadPorts, next_free
+
+__all__ = ["Problem", "check_disk", "choose_head_ports", "choose_temp_dir", "foreign_cluster", "raise_problems"]
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """Why a host cannot be a node. step: what was checked."""
+
+    host: str
+    step: str
+    reason: str
+    hint: str = ""
+
+
+def check_disk(host: str, facts: NodeFacts, *, min_free_gib: float) -> Problem | None:
+    """A home without room for logs and state cannot be used, even when the environment stands there already."""
+    if facts.disk_free_gib >= min_free_gib:
+        return None
+    return Problem(
+        host=host,
+        step="preflight.disk",
+        reason=f"only {facts.disk_free_gib * 1024:.0f} MiB are free in {facts.home}",
+        hint=f"free at least {min_free_gib * 1024:.0f} MiB there (provision.min_disk_gib)",
+    )
+
+
+def choose_temp_dir(facts: NodeFacts) -> str:
+    """/tmp/ray_skypilot, or /tmp/ray_skypilot_<uid> when another account of the machine owns that."""
+    if facts.temp_dir_owner in (None, facts.uid):
+        return TEMP_DIR
+    return f"{TEMP_DIR}_{facts.uid}"
+
+
+def choose_head_ports(host: str, facts: NodeFacts, *, base: int) -> HeadPorts | Problem:
+    """6380 and 8266; the next free ones when another account holds them. What our own account runs there is in the way.
+
+    Ray's default ports are never taken: they belong to the user's own Ray.
+    """
+    holders = {holder.port: holder.uid for holder in facts.port_holders}
+    for wanted in (RAY_PORT, DASHBOARD_PORT):
+        if holders.get(wanted) == facts.uid:
+            return Problem(
+                host=host,
+                step="preflight.ports",
+                reason=f"port {wanted} is held by another process of the same account ({facts.user})",
+                hint=f"end what listens on port {wanted} of {host}",
+            )
+    ray = next_free(RAY_PORT, facts.listening)
+    return HeadPorts.at(base, ray=ray, dashboard=next_free(DASHBOARD_PORT, {*facts.listening, ray}))
+
+
+def foreign_cluster(host: str, facts: NodeFacts, cluster_id: str) -> Problem | None:
+    """One cluster per account of a host: another one's mark is respected, whoever made it."""
+    mark = facts.cluster
+    if mark is None or mark.get("cluster_id") == cluster_id:
+        return None
+    return Problem(
+        host=host,
+        step="preflight.cluster",
+        reason=f"account {facts.user} there already serves cluster {mark.get('cluster')!r}",
+        hint=f"client.down({mark.get('cluster')!r}) frees it, from the home that launched it ({mark.get('home', 'unknown')})",
+    )
+
+
+def raise_problems(cluster: str, problems: Sequence[Problem]) -> None:
+    """Raises PreflightError that carries every problem; nothing when there is none."""
+    if not problems:
+        return
+    first = problems[0]
+    raise PreflightError(
+        f"cluster {cluster!r} cannot stand on {', '.join(sorted({problem.host for problem in problems}))}: "
+        + "; ".join(f"{problem.host}: {problem.reason}" for problem in problems),
+        cluster=cluster,
+        host=first.host,
+        step=first.step,
+        problems=tuple(problems),
+        attempts=tuple(problems),
+        hint=first.hint or None,
+    )

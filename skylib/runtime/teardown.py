@@ -1,0 +1,112 @@
+"""Take a node's part of a cluster away: end what runs, remove what we put there, and look whether anything is left."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from skylib.errors import SkyError, TransportError
+from skylib.models.cluster import NodeRecord
+from skylib.models.receipts import NodeReceipt
+from skylib.runtime.layout import NodeLayout
+from skylib.transport.base import Transport
+from skylib.transport.command import Command
+
+__all__ = ["end_node", "layout_of", "release_node"]
+
+END_TIMEOUT_S = 60.0
+
+# $1 python, $2 the agent's bundle, $3 agent.json. Without a bundle or configuration nothing of ours ever ran there.
+_END = """
+[ -s "$2" ] && [ -f "$3" ] || { echo '{}'; exit 0; }
+[ -x "$1" ] || { echo "no interpreter at $1" >&2; exit 4; }
+exec "$1" -S -E "$2" end --config "$3"
+"""
+
+# $1 cluster id, $2 cluster.json, then paths. Nothing is removed when another cluster holds the account by now.
+_REMOVE = """
+id="$1"; mark="$2"; shift 2
+if [ -f "$mark" ] && ! grep -q -F "\\"$id\\"" "$mark"; then echo "foreign"; exit 0; fi
+for path in "$@"; do
+  if [ -e "$path" ] || [ -L "$path" ]; then
+    rm -rf -- "$path" 2>/dev/null
+    if [ -e "$path" ] || [ -L "$path" ]; then echo "left $path"; else echo "removed $path"; fi
+  fi
+done
+"""
+
+
+def layout_of(node: NodeRecord) -> NodeLayout:
+    """Where things are on a node that the store knows."""
+    return NodeLayout(root=node.root, temp_dir=node.temp_dir, env=node.env)
+
+
+def end_node(transport: Transport, node: NodeRecord) -> NodeReceipt:
+    """End every process of the cluster on this node, Ray's, the agent's and the jobs'; files stay.
+
+    A failure is told in the receipt, not raised: the other nodes must go on.
+    """
+    layout = layout_of(node)
+    command = Command.sh(_END, node.python, layout.agent_bundle, layout.agent_json)
+    try:
+        done = transport.run(command, timeout_s=END_TIMEOUT_S).check()
+        answer: dict[str, Any] = json.loads(done.stdout or b"{}")
+    except TransportError as error:
+        return NodeReceipt(rank=node.rank, host=node.host, error=str(error))
+    except ValueError:
+        return NodeReceipt(rank=node.rank, host=node.host, error=f"unexpected answer {done.stdout[:200]!r}")
+    return NodeReceipt(
+        rank=node.rank,
+        host=node.host,
+        ended=tuple(answer.get("ended", ())),
+        ports_closed=tuple(sorted(answer.get("ports_closed", ()))),
+        leftovers=tuple(f"process {pid} is still running" for pid in answer.get("survivors", ())),
+    )
+
+
+def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str, local: bool) -> NodeReceipt:
+    """Remove what the cluster put on the node, but for the private environment, which the next cluster will use.
+
+    Removed: .sky's files of this cluster, sky_workdir, sky_logs, Ray's temp dir; for a `local` node its whole root.
+    Mounted files outside of these (~/data, /tmp/...) belong to the user and stay.
+    """
+    layout = layout_of(node)
+    paths = [layout.root] if local else _account_paths(layout)
+    if node.rank == 0 or not local:
+        paths.append(layout.temp_dir)
+    try:
+        done = transport.run(Command.sh(_REMOVE, cluster_id, layout.cluster_json, *paths), timeout_s=END_TIMEOUT_S).check()
+    except SkyError as error:
+        return NodeReceipt(rank=node.rank, host=node.host, error=str(error))
+    lines = done.stdout.decode(errors="replace").splitlines()
+    return NodeReceipt(
+        rank=node.rank,
+        host=node.host,
+        paths_removed=tuple(line.removeprefix("removed ") for line in lines if line.startswith("removed ")),
+        leftovers=tuple(line.removeprefix("left ") for line in lines if line.startswith("left ")),
+    )
+
+
+def _account_paths(layout: NodeLayout) -> list[str]:
+    names = (
+        "agent",
+        "agent.json",
+        "agent.lock",
+        "agent.log",
+        "agent.sock",
+        "cluster.json",
+        "file_mounts",
+        "incoming",
+        "jobs.db",
+        "jobs.db-shm",
+        "jobs.db-wal",
+        "python_path",
+        "ray_path",
+        "ray_port.json",
+        "ray_start.log",
+        "secrets",
+        "setup_done",
+        "stopped.json",
+        "synced",
+    )
+    return [layout.workdir, layout.job_logs, *[f"{layout.sky}/{name}" for name in names]]

@@ -1,0 +1,231 @@
+"""The composition root: one home with everything that works on it. Each part is made when it is first used."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from skylib.config.load import Config, load_config
+from skylib.errors import ClusterNotFound, SkyError
+from skylib.events import EventSink, discard, fan, span
+from skylib.journal import Journal
+from skylib.locks import Locks
+from skylib.models.cluster import ClusterRecord, NodeRecord
+from skylib.models.node import HostAddress, NodeFacts
+from skylib.paths import SkyHome, default_home, write_private
+from skylib.providers.base import ProviderContext
+from skylib.providers.registry import Registry
+from skylib.runtime.agent_client import AgentClient, bridge_command
+from skylib.runtime.environment import Environment, ensure_environment
+from skylib.runtime.layout import NodeLayout
+from skylib.runtime.teardown import layout_of
+from skylib.runtime.wheelhouse import Wheelhouse
+from skylib.state.base import StateStore
+from skylib.state.sqlite import SqliteStore
+from skylib.transport.base import Transport
+from skylib.transport.pool import Transports
+from skylib.transport.ssh_params import SshSettings
+
+__all__ = ["Session"]
+
+_T = TypeVar("_T")
+
+
+class Session:
+    """One home, open. Safe from many threads, and after fork; two sessions of one home do not disturb each other."""
+
+    def __init__(
+        self,
+        home: str | Path | None = None,
+        *,
+        config: Mapping[str, object] | None = None,
+        events: EventSink | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.home = SkyHome(Path(home) if home is not None else default_home())
+        self.clock = clock
+        self._overrides = dict(config or {})
+        self._sink = events or discard
+        self._lock = threading.RLock()
+        self._parts: dict[str, object] = {}
+        self._agents: dict[str, AgentClient] = {}
+
+    def __repr__(self) -> str:
+        return f"Session(home={str(self.home.root)!r})"
+
+    @property
+    def config(self) -> Config:
+        return self._part("config", lambda: load_config(self.home, overrides=self._overrides))
+
+    @property
+    def store(self) -> StateStore:
+        return self._part("store", lambda: SqliteStore(self.home, locks=self.locks))
+
+    @property
+    def locks(self) -> Locks:
+        return self._part("locks", lambda: Locks(self.home))
+
+    @property
+    def transports(self) -> Transports:
+        return self._part("transports", self._make_transports)
+
+    @property
+    def providers(self) -> Registry:
+        return self._part("providers", Registry)
+
+    @property
+    def wheelhouse(self) -> Wheelhouse:
+        def make() -> Wheelhouse:
+            return Wheelhouse(self.home, hold=lambda scope: self.locks.hold(scope, operation="wheels", timeout_s=1800))
+
+        return self._part("wheelhouse", make)
+
+    @property
+    def user_hash(self) -> str:
+        """Eight hex digits that name this client, made once per home; $SKYPILOT_USER_ID has its way."""
+        given = os.environ.get("SKYPILOT_USER_ID")
+        return given or self._part("user_hash", self._read_user_hash)
+
+    @property
+    def user(self) -> str:
+        """The account's name, for people and SKYPILOT_USER."""
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            return str(os.getuid())
+
+    def transport(self, address: HostAddress) -> Transport:
+        """The kept way to a machine."""
+        return self.transports.get(address)
+
+    def agent(self, record: ClusterRecord) -> AgentClient:
+        """The kept channel to a cluster's agent; opened when it is first asked."""
+        return self._agent(record.name, record.cluster_id, record.head)
+
+    def _agent(self, cluster: str, cluster_id: str, head: NodeRecord) -> AgentClient:
+        return self.new_agent(cluster, cluster_id, self.transport(head.address), head.python, layout_of(head))
+
+    def new_agent(
+        self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout
+    ) -> AgentClient:
+        """The channel to the agent of this life of the cluster; the same one every time."""
+        from skylib import __version__
+
+        with self._lock:
+            known = self._agents.get(cluster_id)
+            if known is None:
+                known = AgentClient(
+                    transport, bridge_command(python, layout), cluster=cluster, cluster_id=cluster_id, version=__version__
+                )
+                self._agents[cluster_id] = known
+            return known
+
+    def forget_agent(self, cluster_id: str) -> None:
+        """Close the channel to an agent that is gone or about to go."""
+        with self._lock:
+            agent = self._agents.pop(cluster_id, None)
+        if agent is not None:
+            agent.close()
+
+    def environment(self, events: EventSink) -> Callable[[Transport, NodeFacts, NodeLayout], Environment]:
+        """What makes or finds the private environment of one machine."""
+        runtime = self.config.runtime
+
+        def ensure(transport: Transport, facts: NodeFacts, layout: NodeLayout) -> Environment:
+            return ensure_environment(
+                transport, facts, layout, wheelhouse=self.wheelhouse, source=runtime.source, events=events
+            )
+
+        return ensure
+
+    def provider_context(self, events: EventSink, cluster: str | None = None) -> ProviderContext:
+        """What providers work with, with the hosts that are held now."""
+        return ProviderContext(
+            home=self.home,
+            transports=self.transport,
+            claims=self.store.claims(),
+            cluster_name=cluster,
+            events=events,
+            max_at_once=self.config.ssh.parallel,
+        )
+
+    def require(self, name: str) -> ClusterRecord:
+        """The record of an existing cluster. Raises ClusterNotFound that lists those that exist."""
+        record = self.store.cluster(name)
+        if record is None:
+            known = tuple(sorted(each.name for each in self.store.clusters()))
+            raise ClusterNotFound(
+                f"there is no cluster {name!r} in {self.home.root}",
+                cluster=name,
+                known=known,
+                hint="existing: " + ", ".join(known) if known else "client.launch(task, name) makes one",
+            )
+        return record
+
+    @contextmanager
+    def operation(self, name: str, cluster: str = "") -> Iterator[EventSink]:
+        """One verb: its events go to the caller's sink and to a file of their own under the home's logs."""
+        journal = Journal(self.home, operation=name, cluster=cluster, keep=self.config.logs.keep)
+        sink = fan(self._sink, journal)
+        try:
+            with span(sink, name, cluster=cluster):
+                yield sink
+        except SkyError as error:
+            error.__dict__.setdefault("log_path", str(journal.path) if journal.path else None)
+            raise
+        finally:
+            journal.close()
+
+    @contextmanager
+    def hold(self, cluster: str, operation: str, timeout_s: float | None = None) -> Iterator[None]:
+        """The cluster's lock. Raises ClusterBusy with who holds it."""
+        wait_s = self.config.locks.timeout_s if timeout_s is None else timeout_s
+        with self.locks.hold(f"cluster:{cluster}", operation=operation, timeout_s=wait_s):
+            yield
+
+    def close(self) -> None:
+        """Close channels, connections and the store; each opens again when it is used."""
+        with self._lock:
+            agents, self._agents = list(self._agents.values()), {}
+            transports, store = self._parts.get("transports"), self._parts.get("store")
+        for agent in agents:
+            agent.close()
+        if isinstance(transports, Transports):
+            transports.close()
+        if isinstance(store, SqliteStore):
+            store.close()
+
+    def _part(self, name: str, make: Callable[[], _T]) -> _T:
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = make()
+            return self._parts[name]  # type: ignore[return-value]
+
+    def _make_transports(self) -> Transports:
+        ssh = self.config.ssh
+        settings = SshSettings(
+            connect_timeout_s=ssh.connect_timeout_s, keepalive_s=ssh.keepalive_s, max_channels=ssh.max_channels
+        )
+        user_config = Path(ssh.user_config).expanduser() if ssh.user_config else Path(os.devnull)
+        return Transports(self.home, settings=settings, user_config_path=user_config)
+
+    def _read_user_hash(self) -> str:
+        path = self.home.user_hash
+        try:
+            known = path.read_text().strip()
+        except FileNotFoundError:
+            known = ""
+        if not known:
+            seed = f"{self.user}@{socket.gethostname()}:{secrets.token_hex(8)}"
+            known = hashlib.sha256(seed.encode()).hexdigest()[:8]
+            write_private(path, known.encode() + b"\n")
+        return known
