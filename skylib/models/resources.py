@@ -131,7 +131,7 @@ def _alternatives(value: Iterable[Resources | Mapping[str, object]] | None) -> t
     return value if isinstance(value, _Merged) else tuple(value)  # merged in __attrs_post_init__
 
 
-@attrs.frozen(kw_only=True, field_transformer=place_errors)
+@attrs.frozen(kw_only=True, repr=False, field_transformer=place_errors)
 class Resources:
     """What one node must have. None, an empty map or an empty tuple: whatever there is.
 
@@ -224,6 +224,9 @@ class Resources:
             if entries:
                 plain[name] = [_difference(entry, self) for entry in entries]
         return plain
+
+    def __repr__(self) -> str:
+        return f"Resources({', '.join(f'{name}={value!r}' for name, value in self.to_plain().items())})"
 
 
 _DEFAULTS = Resources()

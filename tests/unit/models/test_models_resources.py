@@ -183,6 +183,13 @@ def test_override_reaches_the_alternatives():
     assert [str(each.cpus) for each in attrs.evolve(found, cpus=8).candidates()] == ["4", "2"]
 
 
+def test_repr_is_short():
+    """repr holds what was asked for, in the forms that the constructor takes."""
+    found = Resources(infra="ssh/lab", cpus="4+", any_of=[{"memory": 8}])
+    assert repr(found) == "Resources(infra='ssh/lab', cpus='4+', any_of=[{'memory': 8}])"
+    assert eval(repr(found)) == found
+
+
 def test_frozen():
     """Resources do not change."""
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
