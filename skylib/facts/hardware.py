@@ -23,10 +23,9 @@ __all__ = ["PROBE", "PROBE_INPUT", "parse_probe", "probe"]
 PROBE = Command.of("/bin/sh", "-s")
 PROBE_INPUT = PROBE_SCRIPT.encode()
 
-_KEYS = frozenset(
-    """os hostname arch user uid home libc cpus cpu_quota memory_kib memory_limit disk_free_kib home_file_system gpu_status
-    gpu conda uv python ssh_ip ip listen runtime_digest cluster temp_dir_owner temp_cluster boot clock""".split()
-)
+_ONCE = "os hostname arch user uid home libc cpus memory_kib disk_free_kib home_file_system gpu_status boot clock"
+_MANY = "conda uv cpu_quota memory_limit gpu python ssh_ip ip listen runtime_digest cluster temp_dir_owner temp_cluster"
+_KEYS = frozenset(f"{_ONCE} {_MANY}".split(" "))
 _PYTHON = re.compile(r"Python (\d+)\.(\d+)\.(\d+)")
 _VIRTUAL = ("docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "lxc", "podman", "tun", "tap")
 _GIB = 1024.0**3

@@ -37,7 +37,7 @@ class Refusal:
     """A machine that will not serve, and why, in words for the user.
 
     cause: the error that was met (unreachable, key refused, ...), None when it simply does not fit or is held.
-    temporary: it could serve later (held by another cluster, unreachable).
+    temporary: it could serve later (held by another cluster, unreachable). capacity: as in Offer.
     """
 
     infra: str
@@ -45,6 +45,7 @@ class Refusal:
     reason: str
     temporary: bool = False
     cause: Exception | None = attrs.field(default=None, eq=False)
+    capacity: int = 1
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,109 @@
+"""This machine: `local`. All nodes of a cluster stand on it side by side, each with its share.
+
+One local cluster at a time for each account, whatever the home: Ray's port and temp dir belong to the account. Another
+home's cluster is known by its cluster.json, which bring-up links into the account's temp dir (see _standing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from skylib.errors import NoCapacityError, SkyError
+from skylib.models.node import HostAddress, NodeFacts
+from skylib.models.offer import Offer, Refusal, Survey
+from skylib.models.receipts import InfraStatus
+from skylib.models.resources import Resources
+from skylib.optimizer.fit import why_not_any
+from skylib.providers.base import NodeHandle, NodeSpec, NodeState, ProviderContext
+from skylib.providers.refusals import held_here, mark_of_another, refusal_of
+
+__all__ = ["LocalProvider"]
+
+_HOST = "localhost"
+_ADDRESS = HostAddress(kind="local", host=_HOST)
+
+
+class LocalProvider:
+    """One offer, this machine, with a capacity of as many nodes as are asked for."""
+
+    name = "local"
+    preference = 90
+
+    def survey(self, want: Resources, num_nodes: int, context: ProviderContext) -> Survey:
+        found = self._look(want, num_nodes, context)
+        return Survey(offers=(found,)) if isinstance(found, Offer) else Survey(refusals=(found,))
+
+    def check(self, context: ProviderContext) -> Sequence[InfraStatus]:
+        facts = _ask(context, 1)
+        if isinstance(facts, Refusal):
+            return (InfraStatus(infra=self.name, usable=False, reason=facts.reason),)
+        return (InfraStatus(infra=self.name, usable=True, hosts=(_HOST,), problems=facts.notes),)
+
+    def create(self, spec: NodeSpec, context: ProviderContext) -> tuple[NodeHandle, ...]:
+        held = held_here(context.claims, infra=self.name, host=_HOST, cluster_name=spec.cluster_name)
+        if held is not None:
+            raise NoCapacityError(
+                f"this machine is {held.reason}", cluster=spec.cluster_name, reasons={_HOST: held.reason}
+            )
+        return tuple(
+            NodeHandle(rank=rank, infra=self.name, host=_HOST, address=_ADDRESS) for rank in range(len(spec.offers))
+        )
+
+    def observe(self, nodes: Sequence[NodeHandle], context: ProviderContext) -> Mapping[NodeHandle, NodeState]:
+        """This machine runs, or nobody would ask."""
+        return dict.fromkeys(nodes, NodeState.RUNNING)
+
+    def terminate(self, nodes: Sequence[NodeHandle], context: ProviderContext) -> None:
+        """Nothing: the machine is the user's."""
+
+    def _look(self, want: Resources, num_nodes: int, context: ProviderContext) -> Offer | Refusal:
+        held = held_here(
+            context.claims, infra=self.name, host=_HOST, cluster_name=context.cluster_name, capacity=num_nodes
+        )
+        if held is not None:
+            return held
+        facts = _ask(context, num_nodes)
+        if isinstance(facts, Refusal):
+            return facts
+        offer = Offer(
+            infra=self.name,
+            host=_HOST,
+            address=_ADDRESS,
+            cpus=facts.cpus,
+            memory_gib=facts.memory_gib,
+            disk_free_gib=facts.disk_free_gib,
+            gpus=facts.gpus,
+            capacity=num_nodes,
+        )
+        reasons = why_not_any(offer, want)
+        if reasons:
+            return Refusal(infra=self.name, host=_HOST, reason=", ".join([*reasons, *facts.notes]), capacity=num_nodes)
+        marked = mark_of_another(
+            _standing(facts), infra=self.name, host=_HOST, cluster_id=context.cluster_id, capacity=num_nodes
+        )
+        return marked or offer
+
+
+def _ask(context: ProviderContext, capacity: int) -> NodeFacts | Refusal:
+    try:
+        return context.probes.facts(_ADDRESS)
+    except SkyError as error:
+        return attrs.evolve(refusal_of(error, infra=LocalProvider.name, host=_HOST), capacity=capacity)
+
+
+def _standing(facts: NodeFacts) -> NodeFacts:
+    """Facts without a mark whose cluster has vanished with its home (a removed directory, say).
+
+    A mark lists the roots of its members; while one of them on this machine has its own cluster.json, it stands.
+    """
+    mark = facts.cluster
+    members = mark.get("members") if mark is not None else None
+    if not isinstance(members, list) or not members:
+        return facts
+    roots = [str(member["root"]) for member in members if isinstance(member, dict) and member.get("root")]
+    if not roots or any(Path(root, ".sky", "cluster.json").exists() for root in roots):
+        return facts
+    return attrs.evolve(facts, cluster=None)
