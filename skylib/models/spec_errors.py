@@ -78,9 +78,7 @@ def check_keys(found: Collection[str], known: Collection[str]) -> None:
             raise spec_error(f"keys are text, not {kind_of(key)}")
         near = difflib.get_close_matches(key.lower(), sorted(known), n=1, cutoff=0.5)
         if near:
-            raise spec_error(
-                f"unknown key, the nearest valid one is '{near[0]}'", key, hint=f"did you mean '{near[0]}'?"
-            )
+            raise spec_error(f"unknown key, the nearest valid one is '{near[0]}'", key, hint=f"did you mean '{near[0]}'?")
         raise spec_error("unknown key", key, hint="valid here: " + ", ".join(sorted(known)))
 
 

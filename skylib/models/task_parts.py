@@ -146,9 +146,7 @@ class StorageMount:
 
     def to_plain(self) -> dict[str, object]:
         plain = {field.name: thaw(getattr(self, field.name)) for field in attrs.fields(StorageMount)}
-        return {
-            name: value for name, value in plain.items() if value not in (None, {}) and (name, value) != _PERSISTENT
-        }
+        return {name: value for name, value in plain.items() if value not in (None, {}) and (name, value) != _PERSISTENT}
 
 
 _PERSISTENT = ("persistent", True)

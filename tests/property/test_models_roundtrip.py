@@ -95,9 +95,7 @@ storages = st.fixed_dictionaries(
         "persistent": st.booleans(),
     },
 )
-services = st.fixed_dictionaries(
-    {}, optional={"readiness_probe": words, "ports": trees, "tls": st.just({"keyfile": "$A"})}
-)
+services = st.fixed_dictionaries({}, optional={"readiness_probe": words, "ports": trees, "tls": st.just({"keyfile": "$A"})})
 variables = st.dictionaries(names, texts, max_size=3)
 tasks = st.fixed_dictionaries(
     {},
