@@ -60,14 +60,14 @@ class ProviderContext:
 
     home: SkyHome
     transports: Callable[[HostAddress], Transport]
-    probes: Probes = attrs.field(
-        default=attrs.Factory(lambda self: Probes(self.transports, self.events), takes_self=True)
-    )
     claims: Mapping[tuple[str, str], str] = attrs.field(factory=dict)
     cluster_name: str | None = None
     cluster_id: str | None = None
     events: EventSink = discard
     max_at_once: int = 32
+    probes: Probes = attrs.field(
+        default=attrs.Factory(lambda self: Probes(self.transports, self.events), takes_self=True)
+    )
 
     def facts(self, address: HostAddress) -> NodeFacts:
         """Facts of a node; asked once in this operation, so those of a survey are at hand. Raises as Probes.facts."""
