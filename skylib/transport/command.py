@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 
 import attrs
 
+from skylib.errors import InvalidSpecError
+
 __all__ = ["Command", "quote"]
 
 MASK = "********"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def quote(word: str) -> str:
@@ -32,6 +36,18 @@ class Command:
     env: Mapping[str, str] = attrs.field(factory=dict)
     masked_env: frozenset[str] = frozenset()
     cwd: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Raises InvalidSpecError on what no exec could be given."""
+        if self.script is None and not self.argv:
+            raise InvalidSpecError("a command needs words or a script", field="argv")
+        if any("\0" in text for text in (*self.words(), *self.env.values(), self.cwd or "")):
+            raise InvalidSpecError("a command cannot hold a NUL character", field="argv")
+        for name in self.env:
+            if _NAME.fullmatch(name) is None:
+                raise InvalidSpecError(f"not a name of an environment variable: {name!r}", field="env")
+        if self.cwd is not None and not self.cwd.startswith("/"):
+            raise InvalidSpecError(f"not an absolute directory: {self.cwd!r}", field="cwd")
 
     @classmethod
     def of(cls, *argv: str, **options: object) -> Command:

@@ -198,9 +198,7 @@ class LocalProcess:
             raise self._collector.timeout(self._command, timeout_s, exc.ended, *streams) from exc
         ending = _ending(self._process)
         self._drainer.join(_GRACE_S)
-        self._done = self._collector.completed(
-            self._command, ending, self._started, b"".join(parts), self._stderr.value()
-        )
+        self._done = self._collector.completed(self._command, ending, self._started, b"".join(parts), self._stderr.value())
         self.close()
         return self._done
 

@@ -251,9 +251,7 @@ class SshProcess(SshByteChannel):
             self.close()
             raise
         self._drainer.join(_KILL_GRACE_S)
-        self._done = self._collector.completed(
-            self._command, ending, self._started, b"".join(parts), self._stderr.value()
-        )
+        self._done = self._collector.completed(self._command, ending, self._started, b"".join(parts), self._stderr.value())
         self.close()
         return self._done
 

@@ -212,9 +212,7 @@ def _socket(hop: SshParams, settings: SshSettings, through: paramiko.Transport |
     return raw
 
 
-def _handshake(
-    link: _Link, hop: SshParams, settings: SshSettings, host_keys: HostKeys, host: str
-) -> paramiko.Transport:
+def _handshake(link: _Link, hop: SshParams, settings: SshSettings, host_keys: HostKeys, host: str) -> paramiko.Transport:
     transport = _transport(link, settings)
     options = transport.get_security_options()
     known = host_keys.kinds(hop.known_as, hop.port, hop.known_hosts_files)
