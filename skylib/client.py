@@ -65,9 +65,9 @@ class Client:
     ) -> Job:
         """Make the cluster stand if it does not, bring the files, queue the job. Done when the job is queued.
 
-        A cluster that is UP is used as it is. key: the same key returns the job it was first used for. fast: skip setup where the same one has succeeded. no_setup: never
-        run it. down: release the cluster when idle (after idle_minutes_to_autostop, by default one). retry_until_up: wait for
-        hosts that are held now. timeout_s: for all of it.
+        A cluster that is UP is used as it is. key: the same key returns the job it was first used for. fast: skip setup
+        where the same one has succeeded. no_setup: never run it. down: release the cluster when it is idle (for
+        idle_minutes_to_autostop, by default one). retry_until_up: wait for hosts that are held now. timeout_s: for all.
         Raises InvalidSpecError, NoOfferError, NoCapacityError, PreflightError, BringUpError, StagingError, ClusterBusy,
         TransportError; a launch that fails leaves no process, no held host and no record behind.
         """

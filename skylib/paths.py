@@ -16,11 +16,15 @@ def default_home() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".sky"
 
 
+def _absolute(root: Path | str) -> Path:
+    return Path(root).expanduser().absolute()
+
+
 @attrs.frozen
 class SkyHome:
     """The layout of one home. Several may live side by side."""
 
-    root: Path = attrs.field(converter=lambda root: Path(root).expanduser().absolute())
+    root: Path = attrs.field(converter=_absolute)
 
     @property
     def state_db(self) -> Path:

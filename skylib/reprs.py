@@ -25,7 +25,7 @@ def short_time(seconds: float | None) -> str:
         return "-"
     if seconds < 0:
         return f"-{short_time(-seconds)}"
-    if seconds < 9.995:
+    if seconds < 9.95:
         return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

@@ -23,7 +23,7 @@ from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.paths import SkyHome, default_home, write_private
 from skylib.providers.base import ProviderContext
-from skylib.providers.registry import Registry
+from skylib.providers.registry import Registry, find_providers
 from skylib.runtime.agent_client import AgentClient, bridge_command
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
@@ -80,7 +80,7 @@ class Session:
 
     @property
     def providers(self) -> Registry:
-        return self._part("providers", Registry)
+        return self._part("providers", find_providers)
 
     @property
     def wheelhouse(self) -> Wheelhouse:

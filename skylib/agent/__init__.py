@@ -1,1 +1,4 @@
-"""The process on every node: job table, gang queue, ranks, logs. Standard library only, Python 3.8 syntax, relative imports."""
+"""The process on every node: job table, gang queue, ranks, logs. 
+
+Standard library only, Python 3.8 syntax, relative imports.
+"""

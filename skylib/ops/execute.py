@@ -49,8 +49,7 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
         files = prepare_files(task, events, workdir_only=True)
         deliver(session, files, record, events)
         spec = job_spec(task, record, user=session.user, key=key, setup=False)
-        submitted = submit(session.agent(record), spec, record)
-    return submitted
+        return submit(session.agent(record), spec, record)
 
 
 def queue(session: Session, name: str, *, include_ended: bool = True) -> list[JobRecord]:

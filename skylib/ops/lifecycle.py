@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
-from skylib.errors import AgentError, SkyError, TransportError
+from skylib.errors import AgentError, TransportError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import DownReceipt, NodeReceipt
@@ -96,9 +98,9 @@ def _release(session: Session, record: ClusterRecord, events: EventSink) -> tupl
     return _on_each(record, release)
 
 
-def _on_each(record: ClusterRecord, act: object) -> tuple[NodeReceipt, ...]:
+def _on_each(record: ClusterRecord, act: Callable[[NodeRecord], NodeReceipt]) -> tuple[NodeReceipt, ...]:
     receipts = []
-    for outcome in fanout(act, record.nodes):  # type: ignore[arg-type]
+    for outcome in fanout(act, record.nodes):
         node = outcome.item
         if outcome.error is not None and not isinstance(outcome.error, (TransportError, AgentError)):
             raise outcome.error

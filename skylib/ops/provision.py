@@ -16,8 +16,7 @@ from skylib.models.task import Task
 from skylib.optimizer.rank import Placement, rank
 from skylib.providers.base import ProviderContext
 from skylib.runtime.bringup import Member, Site, StandingCluster, Tools, bring_up
-from skylib.runtime.layout import ENV_NAME, NodeLayout
-from skylib.runtime.node_files import NodePlan
+from skylib.runtime.layout import ENV_NAME
 from skylib.runtime.preflight import choose_temp_dir
 from skylib.runtime.teardown import end_node, release_node
 from skylib.session import Session
@@ -76,7 +75,7 @@ def make(
         infra=placement.infra,
         num_nodes=len(members),
         launched_at=now,
-        nodes=tuple(_planned(member) for member in members),
+        nodes=_planned(members),
         resources=task.resources.to_plain(),
         autostop=autostop,
         owner=session.user_hash,
@@ -103,8 +102,8 @@ def make(
 def revive(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
     """Bring a known cluster up on its own hosts; one that answers as it should is left alone.
 
-    A cluster of which some part is missing is ended and brought up anew: its jobs end. Raises BringUpError, PreflightError, TransportError;
-    the cluster is then INIT, its hosts still held.
+    A cluster of which some part is missing is ended and brought up anew: its jobs end. Raises BringUpError,
+    PreflightError, TransportError; the cluster is then INIT, its hosts still held.
     """
     if record.status is not ClusterStatus.STOPPED and _answers(session, record, events):
         return _settle_up(session, record)
@@ -259,20 +258,23 @@ def _known_member(node: NodeRecord, facts: NodeFacts) -> Member:
     )
 
 
-def _planned(member: Member) -> NodeRecord:
-    """The node as it will be, so that a launch that dies can be undone by another process."""
-    layout = NodeLayout(root=member.root, temp_dir=choose_temp_dir(member.facts), env=member.env)
-    return NodeRecord(
-        rank=member.rank,
-        host=member.host,
-        address=member.address,
-        internal_ip=member.ip,
-        root=member.root,
-        temp_dir=layout.temp_dir,
-        env=layout.runtime_env,
-        python=f"{layout.runtime_env}/bin/python",
-        cpus=member.cpus,
-        memory_gib=member.memory_gib,
-        gpus=member.gpus,
-        price_per_hour=member.price_per_hour,
+def _planned(members: Sequence[Member]) -> tuple[NodeRecord, ...]:
+    """The nodes as they will be, so that a launch that dies can be undone by another process."""
+    temp_dir = choose_temp_dir([member.facts for member in members])
+    return tuple(
+        NodeRecord(
+            rank=member.rank,
+            host=member.host,
+            address=member.address,
+            internal_ip=member.ip,
+            root=member.root,
+            temp_dir=temp_dir,
+            env=member.env,
+            python=f"{member.env}/bin/python",
+            cpus=member.cpus,
+            memory_gib=member.memory_gib,
+            gpus=member.gpus,
+            price_per_hour=member.price_per_hour,
+        )
+        for member in members
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from skylib.errors import AgentError, AgentVersionError, ClusterNotFound, SkyError, TransportError
+from skylib.errors import AgentError, AgentVersionError, TransportError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
@@ -56,8 +56,7 @@ def status(session: Session, names: Iterable[str] | None = None, *, refresh_firs
         found = {record.name: record for record in session.store.clusters(wanted)}
         for name in wanted:
             if name not in found:
-                session.require(name)
-                raise ClusterNotFound(f"there is no cluster {name!r}", cluster=name)
+                found[name] = session.require(name)
         records = [found[name] for name in wanted]
     if not refresh_first or not records:
         return records
@@ -117,11 +116,4 @@ def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
 def check(session: Session) -> list[InfraStatus]:
     """Every infra that is configured, and whether nodes can be had there; problems name host and reason."""
     with session.operation("check") as events:
-        context = session.provider_context(events)
-        found: list[InfraStatus] = []
-        for provider in session.providers.all():
-            try:
-                found.extend(provider.check(context))
-            except SkyError as error:
-                found.append(InfraStatus(infra=provider.name, usable=False, reason=error.message))
-        return found
+        return list(session.providers.check(session.provider_context(events)))

@@ -1,4 +1,4 @@
-"""From machines to a cluster: check, environment, small files, Ray and agent on all nodes at once, and Ray's own word for it.
+"""From machines to a cluster: check, environment, small files, Ray and agent on all nodes, and Ray's own word for it.
 
 Every step is skipped where it is already so, and each is an event with seconds. What fails is told with host, step and
 the tail of stderr; the caller then takes everything away again (runtime/teardown.py).
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -83,6 +84,11 @@ class Site:
     home: str
     members: tuple[Member, ...]
     autostop: AutostopRecord | None = None
+
+    @property
+    def temp_dir(self) -> str:
+        """Ray's, the same on every node."""
+        return choose_temp_dir([member.facts for member in self.members])
 
     @property
     def local(self) -> bool:
@@ -158,7 +164,7 @@ def _port_base(site: Site, member: Member) -> int:
 
 
 def _layout(site: Site, member: Member) -> NodeLayout:
-    return NodeLayout(root=member.root, temp_dir=choose_temp_dir(member.facts), env=member.env)
+    return NodeLayout(root=member.root, temp_dir=site.temp_dir, env=member.env)
 
 
 def _environments(site: Site, tools: Tools) -> list[Environment]:
@@ -300,8 +306,8 @@ def _start(
             return agent.call("ready", answer_within_s=tools.timeout_s + 10, timeout_s=tools.timeout_s)
 
     for member, node in zip(site.members, nodes, strict=True):
-        race.go(f"ray-{node.rank}", lambda member=member, node=node: _blame(ray, site, member, node, "runtime.ray"))
-        race.go(f"agent-{node.rank}", lambda member=member, node=node: _blame(daemon, site, member, node, "runtime.agent"))
+        race.go(f"ray-{node.rank}", partial(_blame, ray, site, member, node, "runtime.ray"))
+        race.go(f"agent-{node.rank}", partial(_blame, daemon, site, member, node, "runtime.agent"))
     race.go("ready", ready)
     race.go("files", lambda: tools.while_starting(nodes))
     try:
@@ -330,7 +336,7 @@ def _start(
 
 
 def _first_missing(error: AgentReplyError, nodes: Sequence[NodePlan]) -> str:
-    missing = getattr(error, "missing_ranks", None) or [0]
+    missing: list[int] = getattr(error, "missing_ranks", None) or [0]
     return nodes[missing[0]].host
 
 

@@ -123,6 +123,7 @@ def write_files(node: NodePlan, config: Mapping[str, object], mark: Mapping[str,
         layout.ray_port_json: json.dumps(ports),
         layout.python_path: node.python + "\n",
         layout.ray_path: node.ray + "\n",
+        f"{layout.temp_dir}/cluster.json": json.dumps(mark, indent=1),
     }
     words = [word for pair in files.items() for word in pair]
     return Command.sh(_WRITE, bundle, *words)

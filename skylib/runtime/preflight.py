@@ -36,11 +36,14 @@ def check_disk(host: str, facts: NodeFacts, *, min_free_gib: float) -> Problem |
     )
 
 
-def choose_temp_dir(facts: NodeFacts) -> str:
-    """/tmp/ray_skypilot, or /tmp/ray_skypilot_<uid> when another account of the machine owns that."""
-    if facts.temp_dir_owner in (None, facts.uid):
+def choose_temp_dir(facts: Sequence[NodeFacts]) -> str:
+    """One for all nodes (Ray tells the workers the head's): /tmp/ray_skypilot, with the head's uid when that is taken.
+
+    Taken: it belongs to another account on one of the machines. facts: of the nodes, the head first.
+    """
+    if all(each.temp_dir_owner in (None, each.uid) for each in facts):
         return TEMP_DIR
-    return f"{TEMP_DIR}_{facts.uid}"
+    return f"{TEMP_DIR}_{facts[0].uid}"
 
 
 def choose_head_ports(host: str, facts: NodeFacts, *, base: int) -> HeadPorts | Problem:
@@ -70,7 +73,7 @@ def foreign_cluster(host: str, facts: NodeFacts, cluster_id: str) -> Problem | N
         host=host,
         step="preflight.cluster",
         reason=f"account {facts.user} there already serves cluster {mark.get('cluster')!r}",
-        hint=f"client.down({mark.get('cluster')!r}) frees it, from the home that launched it ({mark.get('home', 'unknown')})",
+        hint=f"client.down({mark.get('cluster')!r}) frees it, from the home that made it ({mark.get('home', 'unknown')})",
     )
 
 
