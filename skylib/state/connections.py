@@ -1,4 +1,10 @@
-"""SQLite connections: one for each thread of each process, and what goes wrong with them as StateError."""
+"""SQLite connections: one for each thread of each process, and what goes wrong with them as StateError.
+
+Two traps of SQLite's locks decide how this is written. The kernel drops all of a process's locks on a file when the
+process closes any descriptor of it: so nothing here opens the database file but SQLite. And SQLite keeps in memory
+which locks its process holds, which a forked child would inherit and believe: so all connections are closed before a
+fork, and both sides open new ones.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +24,7 @@ from typing import TypeVar
 from skylib.errors import StateError
 from skylib.locks import Locks
 from skylib.paths import SkyHome, ensure_private_dir
+from skylib.state.gate import Gate
 from skylib.state.migrations import SCHEMA_VERSION, check_version, migrate, schema_version
 
 __all__ = ["Connections"]
@@ -28,18 +35,9 @@ _T = TypeVar("_T")
 _STATEMENT_WAIT_S = 5.0
 _BUSY_BOUND_S = 30.0
 _MIGRATION_BOUND_S = 120.0
-_MAGIC = b"SQLite format 3\x00"
-
-
-class _Handle:
-    """A connection, and the lock that keeps `close` from another thread out while it is in use."""
-
-    __slots__ = ("connection", "in_use", "thread")
-
-    def __init__(self, connection: sqlite3.Connection, thread: threading.Thread) -> None:
-        self.connection = connection
-        self.thread = thread
-        self.in_use = threading.RLock()
+# How long a fork, or close(), waits for other threads to finish what they do with the store.
+_FORK_WAIT_S = 15.0
+_CLOSE_WAIT_S = 60.0
 
 
 class Connections:
@@ -49,17 +47,14 @@ class Connections:
         self._home = home
         self._locks = locks
         self._path = home.state_db
+        self._gate = Gate()
         self._mutex = threading.Lock()
-        self._handles: dict[threading.Thread, _Handle] = {}
+        self._open: dict[threading.Thread, sqlite3.Connection] = {}
         self._pid = 0
 
     def read(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
         """What `action` returns; it may be called again when the store was busy, so it must do nothing else."""
-
-        def reading(connection: sqlite3.Connection) -> _T:
-            return action(connection)
-
-        return self._trying(reading)
+        return self._trying(action)
 
     def write(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
         """`action` as one transaction, begun IMMEDIATE; on disk when this returns. Any error undoes all of it."""
@@ -71,13 +66,10 @@ class Connections:
         return self._trying(writing)
 
     def close(self) -> None:
-        """Close all connections of this process; waits for those in use."""
+        """Close all connections of this process, when no thread uses one any more."""
         self._watch_forks()
-        with self._mutex:
-            handles, self._handles = list(self._handles.values()), {}
-        for handle in handles:
-            with handle.in_use:
-                handle.connection.close()
+        self._close_idle(self._gate.shut(timeout_s=_CLOSE_WAIT_S))
+        self._gate.open()
 
     def _trying(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
         deadline = time.monotonic() + _BUSY_BOUND_S
@@ -100,22 +92,18 @@ class Connections:
     @contextlib.contextmanager
     def _own_connection(self) -> Iterator[sqlite3.Connection]:
         self._watch_forks()
-        thread = threading.current_thread()
-        handle = self._handles.get(thread)
-        if handle is None:
-            handle = self._opened(thread)
-        with handle.in_use:
-            yield handle.connection
-
-    def _opened(self, thread: threading.Thread) -> _Handle:
-        handle = _Handle(self._connect(), thread)
-        with self._mutex:
-            ended = [other for other in self._handles if not other.is_alive()]
-            stale = [self._handles.pop(other) for other in ended]
-            self._handles[thread] = handle
-        for other in stale:
-            other.connection.close()
-        return handle
+        with self._gate.inside():
+            thread = threading.current_thread()
+            connection = self._open.get(thread)
+            if connection is None:
+                connection = self._connect()
+                with self._mutex:
+                    ended = [other for other in self._open if not other.is_alive()]
+                    unused = [self._open.pop(other) for other in ended]
+                    self._open[thread] = connection
+                for other in unused:
+                    other.close()
+            yield connection
 
     def _connect(self) -> sqlite3.Connection:
         self._make_file()
@@ -138,15 +126,22 @@ class Connections:
         return connection
 
     def _make_file(self) -> None:
-        """An empty file of mode 0600 where there is none; SQLite gives its -wal and -shm the same mode."""
+        """An empty file of mode 0600 where there is none; SQLite gives its -wal and -shm the same mode.
+
+        It is linked into place once its descriptor is closed: see above.
+        """
         ensure_private_dir(self._home.root)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            seen = os.fstat(descriptor)
-            if stat.S_IMODE(seen.st_mode) & 0o077 and seen.st_uid == os.geteuid():
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+            seen = self._path.stat()
+        except FileNotFoundError:
+            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")
+            os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with contextlib.suppress(FileExistsError):
+                os.link(beside, self._path)
+            beside.unlink()
+            return
+        if stat.S_IMODE(seen.st_mode) & 0o077 and seen.st_uid == os.geteuid():
+            self._path.chmod(0o600)
 
     @contextlib.contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -162,33 +157,49 @@ class Connections:
                 hint=f"make {self._home.root} writable for this account",
             ) from error
 
+    def _close_idle(self, busy: set[int]) -> None:
+        """Close the connections of all threads but those. With the gate shut."""
+        with self._mutex:
+            idle = [thread for thread in self._open if thread.ident not in busy]
+            unused = [self._open.pop(thread) for thread in idle]
+        for connection in unused:
+            connection.close()
+
     def _watch_forks(self) -> None:
-        """Once in each process that uses these connections: see to it that a forked child leaves them alone."""
+        """Once in each process that uses these connections: see to it that no child inherits one."""
         if self._pid == os.getpid():
             return
-        if self._pid == 0:
-            self._pid = os.getpid()
-            mine = weakref.ref(self)
+        if self._pid:
+            self._start_in_child()
+            return
+        self._pid = os.getpid()
+        mine = weakref.ref(self)
 
-            def abandon() -> None:
+        def tell(do: Callable[[Connections], None]) -> Callable[[], None]:
+            def told() -> None:
                 connections = mine()
                 if connections is not None:
-                    connections._abandon()
+                    do(connections)
 
-            os.register_at_fork(after_in_child=abandon)
-        else:
-            self._abandon()
+            return told
 
-    def _abandon(self) -> None:
-        """In a forked child: forget the parent's connections without closing them, now or at exit.
+        os.register_at_fork(
+            before=tell(lambda each: each._close_idle(each._gate.shut(timeout_s=_FORK_WAIT_S))),
+            after_in_parent=tell(lambda each: each._gate.open()),
+            after_in_child=tell(lambda each: each._start_in_child()),
+        )
 
-        SQLite forbids it: a child that closes one may write an old log into the file once the parent is gone.
+    def _start_in_child(self) -> None:
+        """Begin anew. A connection that could not be closed before the fork is never closed, not even at exit.
+
+        SQLite forbids both: its child could write an old log into the file.
         """
         self._pid = os.getpid()
+        self._gate = Gate()
         self._mutex = threading.Lock()
-        inherited, self._handles = self._handles, {}
-        for handle in inherited.values():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.connection))
+        inherited, self._open = self._open, {}
+        for connection in inherited.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 class _Busy(Exception):
@@ -218,7 +229,6 @@ def _explained(error: sqlite3.Error, path: Path) -> StateError:
     if "malformed" in words or "not a database" in words:
         return StateError(
             f"{path} is damaged: {words}",
-            evidence=_first_bytes(path),
             hint=(
                 f"nothing was deleted. Move {path.name}, {path.name}-wal and {path.name}-shm out of {path.parent} and "
                 "keep them, or put a copy from a backup in their place; the clusters themselves are not touched"
@@ -229,12 +239,3 @@ def _explained(error: sqlite3.Error, path: Path) -> StateError:
     if "readonly" in words or "unable to open" in words:
         return StateError(f"cannot use {path}: {words}", hint=f"make {path.parent} writable for this account")
     return StateError(f"{path} could not be used: {words}", evidence=type(error).__name__)
-
-
-def _first_bytes(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            first = file.read(len(_MAGIC))
-    except OSError as error:
-        return f"unreadable: {error}"
-    return "begins as a SQLite file" if first == _MAGIC else f"begins with {first!r}, not as a SQLite file"
