@@ -14,10 +14,43 @@ __all__ = ["Command", "quote"]
 
 MASK = "********"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESERVED = frozenset(
+    {
+        "if",
+        "then",
+        "else",
+        "elif",
+        "fi",
+        "do",
+        "done",
+        "case",
+        "esac",
+        "while",
+        "until",
+        "for",
+        "foreach",
+        "repeat",
+        "in",
+        "function",
+        "select",
+        "time",
+        "coproc",
+        "nocorrect",
+        "begin",
+        "end",
+        "and",
+        "or",
+        "not",
+        "switch",
+    }
+)
+"""What a shell that somebody logs in with takes for its grammar, not for the name of a program, when not quoted."""
 
 
 def quote(word: str) -> str:
     """One word for a POSIX shell. The only quoting function in skylib."""
+    if word.startswith("="):  # zsh: the path of a command
+        return "'" + word.replace("'", "'\"'\"'") + "'"
     return shlex.quote(word)
 
 
@@ -76,7 +109,13 @@ class Command:
         words = list(self.words())
         if env:
             words = ["env", *[f"{name}={value}" for name, value in env.items()], *words]
-        line = " ".join(quote(word) for word in words)
+        first = f"'{words[0]}'" if words[0] in _RESERVED or _is_assignment(words[0]) else quote(words[0])
+        line = " ".join((first, *map(quote, words[1:])))
         if self.cwd is not None:
             return f"cd {quote(self.cwd)} && {line}"
         return line
+
+
+def _is_assignment(word: str) -> bool:
+    """A program whose name would be read as NAME=value; safe to put between single quotes as it is."""
+    return "=" in word and shlex.quote(word) == word

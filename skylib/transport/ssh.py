@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skylib.errors import ConnectError, StagingError, TransportTimeout
+from skylib.errors import ConnectError, StagingError, TransportError, TransportTimeout
 from skylib.events import EventSink, discard, span
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import paramiko
 
 __all__ = ["SshTransport"]
+
+# The group of $1 is told from all other numbers by ps; a process that has ended has none, and that is fine.
+_END_GROUP = 'g=$(ps -o pgid= -p "$1" | tr -d " "); [ -z "$g" ] || kill -KILL -- "-$g"'
 
 
 class _Process:
@@ -65,6 +69,7 @@ class SshTransport:
         self._collector = Collector(host=address.host, events=events)
         # Keyed by pid. The parent's entry stays referenced in a child, so that nothing of it is finalised there.
         self._processes: dict[int, _Process] = {}
+        _let_go_in_children(self)
 
     @property
     def host(self) -> str:
@@ -86,7 +91,7 @@ class SshTransport:
         return self._collector.all(opened.follow(stdin, deadline), command, timeout_s)
 
     def stream(self, command: Command, *, stdin: bytes | None = None) -> Iterator[Chunk]:
-        return self._collector.each(self._start(command, None).follow(stdin, None), command)
+        yield from self._collector.each(self._start(command, None).follow(stdin, None), command)
 
     def open(self, command: Command) -> SshProcess:
         return SshProcess(self._start(command, None), command, self._collector)
@@ -159,6 +164,12 @@ class SshTransport:
     def _mine(self) -> _Process:
         return self._processes.setdefault(os.getpid(), _Process())
 
+    def _abandon(self) -> None:
+        """In a forked child: close its copies of the parent's sockets, so that the parent alone decides about them."""
+        for pid, process in tuple(self._processes.items()):
+            if pid != os.getpid() and process.connection is not None:
+                process.connection.abandon()
+
     def _connection(self) -> Connection:
         mine = self._mine()
         with mine.lock:
@@ -183,7 +194,7 @@ class SshTransport:
     def _start(self, command: Command, timeout_s: float | None) -> OpenChannel:
         opened = self._channel("session", None, timeout_s)
         try:
-            opened.start(command.text())
+            opened.start(command.text(), end=None if opened.signals else self._end_group)
         except BaseException:
             opened.close()
             raise
@@ -233,7 +244,9 @@ class SshTransport:
             if refused:
                 slots.give_back()
                 continue
-            return OpenChannel(channel, connection.transport, host=self.host, give_back=slots.give_back)
+            return OpenChannel(
+                channel, connection.transport, host=self.host, signals=connection.signals, give_back=slots.give_back
+            )
 
     def _raw(self, connection: Connection, kind: str, destination: tuple[str, int] | None) -> paramiko.Channel:
         import paramiko
@@ -257,6 +270,24 @@ class SshTransport:
                 connection.close()  # it does not answer: whoever comes next dials anew
             raise
 
+    def _end_group(self, pid: int) -> bool:
+        """End the process group of a process over there, for an sshd that passes no signals on."""
+        try:
+            return self.run(Command.sh(_END_GROUP, str(pid)), timeout_s=self.settings.channel_timeout_s).ok
+        except TransportError:
+            return False
+
     def _refused(self, verb: str, path: str, done: Completed) -> StagingError:
         said = done.stderr[-2000:].decode(errors="replace").strip() or done.signal or f"exit status {done.returncode}"
         return StagingError(f"could not {verb} {path} on {self.host}", host=self.host, path=path, evidence=said)
+
+
+def _let_go_in_children(transport: SshTransport) -> None:
+    mine = weakref.ref(transport)
+
+    def let_go() -> None:
+        still = mine()
+        if still is not None:
+            still._abandon()
+
+    os.register_at_fork(after_in_child=let_go)

@@ -23,11 +23,11 @@ __all__ = ["OpenChannel", "SshByteChannel", "SshProcess", "remember_signals"]
 _READ_BYTES = 256 * 1024
 _SEND_BYTES = 32 * 1024
 """What sshd takes in one packet."""
-_INLINE_BYTES = 64 * 1024
+_INLINE_BYTES = 16 * 1024
 """Stdin up to this size fits the window that every server opens with: no thread is needed for it."""
 _KILL_GRACE_S = 3.0
-_SIGNALS_SINCE = (7, 9)
-"""OpenSSH's sshd passes signals on to the command's process group since 7.9."""
+_ANNOUNCE = 'echo "skylib-pid $$" >&2; exec /bin/sh -c "$1"'
+"""For an sshd that passes no signals on: before all else, a line of stderr names the command's process."""
 
 
 def remember_signals(transport: Any) -> None:
@@ -55,18 +55,30 @@ def remember_signals(transport: Any) -> None:
 class OpenChannel:
     """A channel of a connection that is alive, with the slot that it holds. `close` gives the slot back, once."""
 
-    def __init__(self, channel: paramiko.Channel, transport: Any, *, host: str, give_back: Callable[[], None]) -> None:
+    def __init__(
+        self, channel: paramiko.Channel, transport: Any, *, host: str, signals: bool, give_back: Callable[[], None]
+    ) -> None:
         self.host = host
         self.channel = channel
+        self.signals = signals
         self._transport = transport
         self._give_back = give_back
         self._lock = threading.Lock()
         self._closed = False
+        self._end: Callable[[int], bool] | None = None
+        self._pid: int | None = None
+        self._before_pid = b""
 
-    def start(self, text: str) -> None:
-        """Ask the host to run `text`. Its answer is not waited for: a refusal closes the channel."""
+    def start(self, text: str, *, end: Callable[[int], bool] | None = None) -> None:
+        """Ask the host to run `text`. Its answer is not waited for: a refusal closes the channel.
+
+        end: ends the process group of a pid, where signals cannot be sent over the channel.
+        """
         import paramiko
 
+        if end is not None:
+            self._end = end
+            text = Command.sh(_ANNOUNCE, text).text()
         with mapped(self.host, "run"):
             self._request(paramiko, "exec", want_reply=True, argument=text.encode("utf-8", "surrogateescape"))
 
@@ -93,7 +105,7 @@ class OpenChannel:
                     self.send(stdin or b"")
                 self.send_eof()
             else:
-                feeder = Feeder(stdin, send=self.send, finish=self.send_eof, on_error=self._abort).start()
+                feeder = Feeder(stdin, send=self.send, finish=self.send_eof, on_error=self.abort).start()
             yield from self._drain(deadline)
             if feeder is not None and feeder.error is not None:
                 raise feeder.error
@@ -107,7 +119,7 @@ class OpenChannel:
             raise DeadlinePassed(ended=ended) from None
         finally:
             if not finished:
-                self._abort()
+                self.abort()
             self.close()
             if feeder is not None:
                 feeder.stop()
@@ -130,12 +142,8 @@ class OpenChannel:
 
     def kill(self) -> bool:
         """End the command's process group. True when the host has confirmed that it ended."""
-        import paramiko
-
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
-            return bool(self.channel.status_event.wait(_KILL_GRACE_S)) and self.channel_knows_its_end()
-        return False
+        self._signal()
+        return bool(self.channel.status_event.wait(_KILL_GRACE_S)) and self.channel_knows_its_end()
 
     def channel_knows_its_end(self) -> bool:
         return self.channel.exit_status >= 0 or getattr(self.channel, "exit_signal", None) is not None
@@ -149,14 +157,21 @@ class OpenChannel:
             self.channel.close()
         self._give_back()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
         """End the command without waiting for it; whoever drains the channel sees its end."""
-        import paramiko
-
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-            self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
+        if not self.channel_knows_its_end():
+            self._signal()
         with contextlib.suppress(OSError, EOFError):
             self.channel.close()
+
+    def _signal(self) -> None:
+        import paramiko
+
+        if self._end is None:
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
+        elif self._pid is not None:
+            self._end(self._pid)
 
     def _request(self, paramiko: Any, name: str, *, want_reply: bool, argument: bytes) -> None:
         message = paramiko.Message()
@@ -195,8 +210,21 @@ class OpenChannel:
         if channel.recv_ready():
             yield Chunk("stdout", channel.recv(_READ_BYTES))
         if channel.recv_stderr_ready():
-            yield Chunk("stderr", channel.recv_stderr(_READ_BYTES))
+            data = self.unannounced(channel.recv_stderr(_READ_BYTES))
+            if data:
+                yield Chunk("stderr", data)
         return Ending(None)
+
+    def unannounced(self, data: bytes) -> bytes:
+        """`data` of stderr without the line that was put into it. What a login shell said before passes, line by line."""
+        if self._end is None or self._pid is not None:
+            return data
+        *lines, self._before_pid = (self._before_pid + data).split(b"\n")
+        for number, line in enumerate(lines):
+            if line.startswith(b"skylib-pid "):
+                self._pid = int(line.split()[1])
+                return b"\n".join((*lines[:number], *lines[number + 1 :], self._before_pid))
+        return b"".join(line + b"\n" for line in lines)
 
 
 class SshByteChannel:
@@ -256,8 +284,7 @@ class SshProcess(SshByteChannel):
         return self._done
 
     def close(self) -> None:
-        if not self._opened.channel_knows_its_end():
-            self._opened._abort()
+        self._opened.abort()
         super().close()
 
     def _receive_by(self, deadline: float | None) -> bytes:
@@ -279,4 +306,4 @@ class SshProcess(SshByteChannel):
                 return
             if not data:
                 return
-            self._stderr.add(data)
+            self._stderr.add(self._opened.unannounced(data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ _KEX = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 _WIRE_LOG = "skylib.wire"
 """paramiko's own log, off by default: it reports with a traceback what our callers get as a typed error."""
 _RETRY_S = 0.3
+_SIGNALS_SINCE = (7, 9)
 
 
 class Slots:
@@ -143,9 +145,24 @@ class Connection:
     def alive(self) -> bool:
         return all(transport.is_active() for transport in self.chain)
 
+    @property
+    def signals(self) -> bool:
+        """Whether the host's sshd passes signals on to a command's process group: OpenSSH since 7.9."""
+        if self.settings.signals is not None:
+            return self.settings.signals
+        found = re.search(r"OpenSSH_(\d+)\.(\d+)", self.transport.remote_version)
+        return found is not None and (int(found.group(1)), int(found.group(2))) >= _SIGNALS_SINCE
+
     def close(self) -> None:
         for transport in reversed(self.chain):
             transport.close()
+
+    def abandon(self) -> None:
+        """Let go of it in a forked child: nothing is sent, the parent's connection goes on."""
+        transport: Any
+        for transport in reversed(self.chain):
+            transport.active = False
+            transport.sock.close()
 
 
 def dial(params: SshParams, settings: SshSettings, host_keys: HostKeys) -> Connection:
@@ -196,12 +213,16 @@ def _hop(
 
 
 def _socket(hop: SshParams, settings: SshSettings, through: paramiko.Transport | None, host: str) -> Any:
+    import paramiko
+
     if through is not None:
         destination, origin = (hop.hostname, hop.port), ("127.0.0.1", 0)
-        return through.open_channel("direct-tcpip", destination, origin, timeout=settings.connect_timeout_s)
+        try:
+            return through.open_channel("direct-tcpip", destination, origin, timeout=settings.connect_timeout_s)
+        except paramiko.ChannelException as exc:
+            message = f"the jump host could not connect to {hop.hostname}:{hop.port}"
+            raise ConnectError(message, host=host, step="connect", evidence=str(exc)) from exc
     if hop.proxy_command is not None:
-        import paramiko
-
         return paramiko.ProxyCommand(hop.proxy_command)
     raw = socket.create_connection((hop.hostname, hop.port), timeout=settings.connect_timeout_s)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -27,7 +27,8 @@ class SshSettings:
     """Bounds of a connection, in seconds. passphrase: asked with the path of an encrypted key; None for "unknown".
 
     keepalive_s: after so long without a byte from the host it is asked for a sign of life; after keepalive_missed
-    further such times without any the connection counts as lost.
+    further such times without any the connection counts as lost. signals: whether the host's sshd passes signals on
+    to a command (RFC 4254, 6.9); None: by its version.
     """
 
     connect_timeout_s: float = 15.0
@@ -38,6 +39,7 @@ class SshSettings:
     keepalive_missed: int = 2
     max_channels: int = 8
     connect_attempts: int = 4
+    signals: bool | None = None
     passphrase: Callable[[str], str | None] | None = attrs.field(default=None, repr=False, eq=False)
 
 
