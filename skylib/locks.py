@@ -84,9 +84,7 @@ class Locks:
         self._pid = 0
 
     @contextlib.contextmanager
-    def hold(
-        self, scope: str, *, operation: str, timeout_s: float = 30.0, owner: Hashable | None = None
-    ) -> Iterator[None]:
+    def hold(self, scope: str, *, operation: str, timeout_s: float = 30.0, owner: Hashable | None = None) -> Iterator[None]:
         """Hold `scope` ("cluster:<name>", "pool:<name>", "store", ...) for the length of a `with` block.
 
         operation: shown to who has to wait ("launch"). timeout_s: 0 tries once. owner: who may take the lock again
@@ -134,9 +132,7 @@ class Locks:
                 descriptor = _try_file(path)
                 if descriptor is None:
                     return False
-                holder = LockHolder(
-                    pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock()
-                )
+                holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock())
                 self._held[scope] = _Held(descriptor, owner)
                 _write_holder(descriptor, holder)
             except OSError as error:

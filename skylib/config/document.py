@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["read_document", "read_layer"]
 
+_PLAIN_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+
 
 def read_layer(path: Path) -> Layer:
     """The layer in a file; empty when there is no such file. Raises ConfigError with file and line."""
@@ -75,6 +77,8 @@ class _Reader:
             return self._known[id(node)]
         if id(node) in self._open:
             raise _wrong(self._file, node.start_mark.line + 1, "a map or list that contains itself")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+            raise _wrong(self._file, node.start_mark.line + 1, f"the tag {node.tag} is not taken")
         self._open.add(id(node))
         found: object
         if isinstance(node, yaml.MappingNode):

@@ -62,6 +62,5 @@ def leaves(layer: Layer, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 def plain(layer: Layer) -> dict[str, object]:
     """The values alone; the inverse of `located`."""
     return {
-        key: plain(setting.value) if isinstance(setting.value, dict) else setting.value
-        for key, setting in layer.items()
+        key: plain(setting.value) if isinstance(setting.value, dict) else setting.value for key, setting in layer.items()
     }

@@ -82,9 +82,7 @@ class RuntimeConfig:
 class LocksConfig:
     """Waiting for other operations."""
 
-    timeout_s: float = _key(
-        30.0, "Seconds to wait for another operation on the same cluster; 0 never waits.", minimum=0
-    )
+    timeout_s: float = _key(30.0, "Seconds to wait for another operation on the same cluster; 0 never waits.", minimum=0)
 
 
 @attrs.frozen(kw_only=True)

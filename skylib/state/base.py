@@ -42,8 +42,7 @@ class HistoryRecord:
     def used_seconds(self, *, now: float, since: float = 0.0) -> float:
         """Seconds in use between `since` and `now`."""
         return sum(
-            max(0.0, min(now, now if span.end is None else span.end) - max(span.start, since))
-            for span in self.intervals
+            max(0.0, min(now, now if span.end is None else span.end) - max(span.start, since)) for span in self.intervals
         )
 
 

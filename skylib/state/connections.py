@@ -108,9 +108,7 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         self._make_file()
         # Closed by another thread once its own has ended; never used by two.
-        connection = sqlite3.connect(
-            self._path, timeout=_STATEMENT_WAIT_S, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self._path, timeout=_STATEMENT_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
             version = schema_version(connection)
             check_version(version, self._path)

@@ -116,9 +116,7 @@ def _read(
     upgrades: Mapping[int, _Upgrade],
 ) -> _T:
     if schema > ours:
-        raise StateError(
-            f"a {noun} in the store has schema {schema}, this skylib knows {ours}", hint="use a newer skylib"
-        )
+        raise StateError(f"a {noun} in the store has schema {schema}, this skylib knows {ours}", hint="use a newer skylib")
     fields = load_object(document)
     for number in range(schema, ours):
         fields = upgrades[number](fields)

@@ -72,9 +72,7 @@ class SqliteStore:
         wanted = None if names is None else set(names)
         rows = self._rows(f"SELECT name, schema, record FROM clusters {_NEWEST_FIRST}")
         return [
-            cluster_from_document(schema, document)
-            for name, schema, document in rows
-            if wanted is None or name in wanted
+            cluster_from_document(schema, document) for name, schema, document in rows if wanted is None or name in wanted
         ]
 
     def cluster(self, name: str) -> ClusterRecord | None:
@@ -178,9 +176,7 @@ class SqliteStore:
             known = "SELECT name FROM cluster_history WHERE cluster_id = ?"
             if db.conn.execute(known, [cluster_id]).fetchone() is None:
                 raise not_found(cluster_id, _names(db.conn))
-            stored = dict(
-                db.conn.execute("SELECT job_id, status FROM jobs WHERE cluster_id = ?", [cluster_id]).fetchall()
-            )
+            stored = dict(db.conn.execute("SELECT job_id, status FROM jobs WHERE cluster_id = ?", [cluster_id]).fetchall())
             fresh = [
                 job_row(cluster_id, record)
                 for job_id, record in seen.items()
@@ -209,9 +205,7 @@ class SqliteStore:
                 f"WHERE ?1 IS NULL OR ended_at IS NULL OR ended_at >= ?1 {_NEWEST_FIRST}",
                 [since],
             ).fetchall()
-            spans = connection.execute(
-                'SELECT cluster_id, start, "end" FROM usage_intervals ORDER BY start, id'
-            ).fetchall()
+            spans = connection.execute('SELECT cluster_id, start, "end" FROM usage_intervals ORDER BY start, id').fetchall()
             return lives, spans
 
         lives, spans = self._connections.read(read)
@@ -357,9 +351,7 @@ def _close_usage(db: Database, cluster_id: str, *, at: float) -> None:
         db.table("usage_intervals").update(number, {"end": max(start, at)})
 
 
-def _put_event(
-    db: Database, cluster: str, cluster_id: str, kind: str, at: float, details: Mapping[str, object]
-) -> None:
+def _put_event(db: Database, cluster: str, cluster_id: str, kind: str, at: float, details: Mapping[str, object]) -> None:
     db.table("events").insert(
         {"cluster": cluster, "cluster_id": cluster_id, "kind": kind, "at": at, "details": dump_json(dict(details))},
         pk="id",

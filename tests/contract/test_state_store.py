@@ -514,7 +514,7 @@ def test_a_fork_while_other_threads_write_is_safe(store: StateStore) -> None:
     stop = threading.Event()
 
     def write() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.001):
             store.add_event("train", "tick", at=1.0)
 
     thread = threading.Thread(target=write)
