@@ -8,6 +8,7 @@ a blocked flock could not be given up at the timeout. The order of waiters is th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 
 import attrs
@@ -65,10 +67,10 @@ class LockHolder:
 class _Held:
     """One lock that this process holds. owner: who may take it again. depth: how often it was taken."""
 
-    __slots__ = ("depth", "descriptor", "owner")
+    __slots__ = ("depth", "file", "owner")
 
-    def __init__(self, descriptor: int, owner: Hashable) -> None:
-        self.descriptor = descriptor
+    def __init__(self, file: FileIO, owner: Hashable) -> None:
+        self.file = file
         self.owner = owner
         self.depth = 1
 
@@ -129,12 +131,12 @@ class Locks:
                 held.depth += 1
                 return True
             try:
-                descriptor = _try_file(path)
-                if descriptor is None:
+                file = _try_file(path)
+                if file is None:
                     return False
                 holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock())
-                self._held[scope] = _Held(descriptor, owner)
-                _write_holder(descriptor, holder)
+                self._held[scope] = _Held(file, owner)
+                _write_holder(file, holder)
             except OSError as error:
                 raise StateError(
                     f"cannot lock {path}: {error.strerror or error}",
@@ -150,7 +152,7 @@ class Locks:
             if held.depth:
                 return
             del self._held[scope]
-            _unlock(held.descriptor)
+            _unlock(held.file)
 
     def _timed_out(self, scope: str, operation: str, timeout_s: float) -> StateError | ClusterBusy:
         holder = self.holder(scope)
@@ -201,54 +203,59 @@ class Locks:
         inherited, self._held = self._held, {}
         for held in inherited.values():
             with contextlib.suppress(OSError):
-                os.close(held.descriptor)
+                held.file.close()
 
 
-def _try_file(path: Path) -> int | None:
-    """A descriptor that holds the lock of `path`, or None when somebody else does."""
+def _try_file(path: Path) -> FileIO | None:
+    """The file at `path`, locked, or None when somebody else has it locked."""
     import portalocker
 
     ensure_private_dir(path.parent)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
         try:
-            portalocker.lock(descriptor, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
-        except portalocker.AlreadyLocked:
-            os.close(descriptor)
-            return None
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
         except portalocker.LockException as error:
-            os.close(descriptor)
+            file.close()
+            if isinstance(error, portalocker.AlreadyLocked) or _is_held(error):
+                return None
             raise OSError(f"the file system refuses locks ({error})") from error
-        if _is_still(path, descriptor):
-            return descriptor
-        os.close(descriptor)
+        if _is_still(path, file):
+            return file
+        file.close()
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def _is_held(error: Exception) -> bool:
+    """Whether the lock was refused because somebody has it: portalocker 2 says so only by the errno inside."""
+    inner = error.args[0] if error.args else None
+    return isinstance(inner, OSError) and inner.errno in (errno.EAGAIN, errno.EACCES)
+
+
+def _is_still(path: Path, file: FileIO) -> bool:
     """Whether `path` is the file that was locked: somebody may have removed it in between."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
 
 
-def _unlock(descriptor: int) -> None:
+def _unlock(file: FileIO) -> None:
     """Release for every copy of the descriptor, those of forked children included."""
     import portalocker
 
     with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
+        os.ftruncate(file.fileno(), 0)
     with contextlib.suppress(OSError, portalocker.LockException):
-        portalocker.unlock(descriptor)
+        portalocker.unlock(file)
     with contextlib.suppress(OSError):
-        os.close(descriptor)
+        file.close()
 
 
-def _write_holder(descriptor: int, holder: LockHolder) -> None:
+def _write_holder(file: FileIO, holder: LockHolder) -> None:
     """Best effort: a full disk must not keep an operation from its lock."""
     with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(attrs.asdict(holder)).encode() + b"\n", 0)
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), json.dumps(attrs.asdict(holder)).encode() + b"\n", 0)
 
 
 def _read_holder(path: Path) -> LockHolder | None:

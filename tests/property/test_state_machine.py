@@ -69,16 +69,15 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, name: str, hosts: list[str]) -> None:
         cluster_id = self.alive.get(name, (f"{name}-0", None))[0]
         taken = {host: self.held[host] for host in hosts if self.held.get(host, name) != name}
+        expected = (ClusterNotFound, None) if name not in self.alive else (NoCapacityError, taken)
         try:
             self.store.claim_hosts("ssh/lab", hosts, name, cluster_id, self._tick())
-        except ClusterNotFound:
-            assert name not in self.alive
-        except NoCapacityError as error:
-            assert error.holders == taken
-            assert taken
+        except (ClusterNotFound, NoCapacityError) as error:
+            outcome = (type(error), getattr(error, "holders", None))
         else:
-            assert not taken
+            outcome = (NoCapacityError, {})
             self.held.update(dict.fromkeys(hosts, name))
+        assert outcome == expected
 
     @rule(name=_names)
     def remove(self, name: str) -> None:

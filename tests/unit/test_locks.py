@@ -147,7 +147,7 @@ def test_threads_of_one_operation_share_by_owner(locks: Locks) -> None:
 
     def take(owner: object) -> None:
         try:
-            with locks.hold("x", operation="sync", timeout_s=0, owner=owner):  # type: ignore[arg-type]
+            with locks.hold("x", operation="sync", timeout_s=0, owner=owner):
                 answers.append("held")
         except LockTimeout:
             answers.append("refused")
