@@ -213,4 +213,6 @@ class MigrationError(StateError):
 
 
 class StagingError(SkyError, OSError):
-    """Files could not be collected or delivered. Facts: path, host."""
+    """Files could not be collected or delivered. Facts: path, host; failures (host -> message) when nodes failed."""
+
+    path: str | None = None

@@ -47,9 +47,7 @@ class PatternList:
 
     __slots__ = ("_any_name", "_any_path", "_compiled", "_prefix", "base", "origin")
 
-    def __init__(
-        self, patterns: Iterable[Pattern], *, base: bytes = b"", prefix: bytes = b"", origin: str = ""
-    ) -> None:
+    def __init__(self, patterns: Iterable[Pattern], *, base: bytes = b"", prefix: bytes = b"", origin: str = "") -> None:
         """base: the directory of the file, relative to the tree's root, b"" for the root or above. origin: its name.
 
         prefix: the way from the file's directory down to the tree's root, when the file lies above ("pkg" for the

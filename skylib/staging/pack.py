@@ -6,6 +6,7 @@ bytes and travel as they are (a pax name would have to be UTF-8): over 100 bytes
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -98,7 +99,8 @@ def _file(name: bytes, member: Member) -> Iterator[bytes]:
         except FileNotFoundError:
             return
         except OSError as exc:
-            raise StagingError(f"cannot read {source}: {exc.strerror}", path=source) from exc
+            why = "it was replaced by a link" if exc.errno == errno.ELOOP else exc.strerror
+            raise StagingError(f"cannot read {source}: {why}", path=source) from exc
         try:
             before = os.fstat(descriptor)
             entry = entry_of(member.entry.path, before, source)

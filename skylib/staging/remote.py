@@ -63,12 +63,12 @@ merge() {
     fi
     merge "$e" "$2/$b"
   done
-  for e in "$1"/* "$1"/.[!.]* "$1"/..?*; do
-    if [ -L "$e" ] || { [ -e "$e" ] && [ ! -d "$e" ]; }; then
-      find "$1/." ! -name . -prune ! -type d -exec sh -c 'd=$1; shift; exec mv -f "$@" "$d/"' sh "$2" {} + || exit 76
-      break
-    fi
+  from=$1 to=$2; set --
+  for e in "$from"/* "$from"/.[!.]* "$from"/..?*; do
+    if [ -L "$e" ] || { [ -e "$e" ] && [ ! -d "$e" ]; }; then set -- "$@" "$e"; fi
+    if [ $# -ge 200 ]; then mv -f "$@" "$to/" || exit 76; set --; fi
   done
+  [ $# -eq 0 ] || mv -f "$@" "$to/" || exit 76
 }
 case $in in */.sky/incoming/*)
   mkdir -p "${in%/*}" || exit 73
@@ -112,6 +112,7 @@ _STEPS = {
 }
 _CAUSES = (
     ("No space left on device", "no space left on the node"),
+    ("Wrote only ", "no space left on the node"),
     ("Disk quota exceeded", "the account's disk quota is used up"),
     ("Read-only file system", "the file system is read-only"),
     ("Permission denied", "permission denied"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,8 @@ def sync(
             done[id(node.transport), node.root] = _skipped(node, seconds)
     if groups:
         with span(events, "staging.send", nodes=sum(map(len, groups.values()))) as running:
-            sent = _each(list(groups), lambda key: _deliver(groups[key], wanted[key], plan, timeout_s))
+            stop = threading.Event()
+            sent = _each(list(groups), lambda key: _deliver(groups[key], wanted[key], plan, timeout_s, stop), stop)
             for key, results in zip(groups, sent, strict=True):
                 shared = [results] * len(groups[key]) if isinstance(results, SkyError) else results
                 for node, result in zip(groups[key], shared, strict=True):
@@ -113,8 +115,11 @@ def _skipped(node: SyncNode, seconds: float) -> SyncOutcome:
     return SyncOutcome(host=node.transport.host, files=0, bytes=0, seconds=seconds, skipped=True)
 
 
-def _each(items: Sequence[_In], work: Callable[[_In], _Out]) -> list[_Out | SkyError]:
-    """`work` on all items at once, a thread each; errors of ours are kept as values."""
+def _each(items: Sequence[_In], work: Callable[[_In], _Out], stop: threading.Event | None = None) -> list[_Out | SkyError]:
+    """`work` on all items at once, a thread each; errors of ours are kept as values.
+
+    stop: set when anything else is raised (an interrupt), so that work under way can end early.
+    """
 
     def kept(item: _In) -> _Out | SkyError:
         try:
@@ -125,7 +130,12 @@ def _each(items: Sequence[_In], work: Callable[[_In], _Out]) -> list[_Out | SkyE
     if len(items) == 1:
         return [kept(items[0])]
     with ThreadPoolExecutor(len(items), thread_name_prefix="skylib-staging") as pool:
-        return list(pool.map(kept, items))
+        try:
+            return list(pool.map(kept, items))
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
 
 
 def _raise_first(nodes: Sequence[SyncNode], results: Sequence[object]) -> None:
@@ -191,7 +201,7 @@ def _link(link: str, state: LinkState, host: str) -> str:
 
 
 def _deliver(
-    nodes: Sequence[SyncNode], need: _Need, plan: SyncPlan, timeout_s: float | None
+    nodes: Sequence[SyncNode], need: _Need, plan: SyncPlan, timeout_s: float | None, stop: threading.Event
 ) -> list[SyncOutcome | SkyError]:
     """Send what is lacking to nodes that lack the same: first what goes below their roots, then what goes to /tmp."""
     started = time.perf_counter()
@@ -206,7 +216,7 @@ def _deliver(
         left = [place for place in range(len(nodes)) if place not in failed]
         if not numbers or not left:
             continue
-        results = _send([nodes[place] for place in left], need, plan, numbers, timeout_s)
+        results = _send([nodes[place] for place in left], need, plan, numbers, timeout_s, stop)
         for place, result in zip(left, results, strict=True):
             if isinstance(result, SkyError):
                 failed[place] = result
@@ -222,7 +232,12 @@ def _deliver(
 
 
 def _send(
-    nodes: Sequence[SyncNode], need: _Need, plan: SyncPlan, numbers: Sequence[int], timeout_s: float | None
+    nodes: Sequence[SyncNode],
+    need: _Need,
+    plan: SyncPlan,
+    numbers: Sequence[int],
+    timeout_s: float | None,
+    stop: threading.Event,
 ) -> list[int | SkyError]:
     """One archive to all nodes at once; the bytes that each was given, or its error.
 
@@ -244,7 +259,7 @@ def _send(
         try:
             for block in pack(_members(need, plan, numbers)):
                 taken = [feed.put(block) for feed in feeds]
-                if not any(taken):
+                if stop.is_set() or not any(taken):
                     break
                 sent += len(block)
         finally:

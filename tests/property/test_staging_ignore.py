@@ -18,8 +18,9 @@ NAMES = st.sampled_from(["a", "b", "ab", "foo", "foo.o", "bar", "a b", "[x]", "x
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
 ATOMS = st.sampled_from(
     [
-        "a", "b", "foo", "bar", "o", ".", "*", "**", "?", "/", "/", "**/", "/**", "/**/", "[ab]", "[!a]", "[^b]", "[a-z]", "[]a]",
-        "[[:alpha:]]", "[[:upper:]x]", "[a", "[!", "\\", "\\*", "\\ ", " ", "#", "!", "x", "é", "***", "[a\\]b]", "[z-a]", "[/]",
+        "a", "b", "foo", "bar", "o", ".", "*", "**", "?", "/", "/", "**/", "/**", "/**/", "[ab]", "[!a]", "[^b]", "[a-z]",
+        "[]a]", "[[:alpha:]]", "[[:upper:]x]", "[a", "[!", "\\", "\\*", "\\ ", " ", "#", "!", "x", "é", "***", "[a\\]b]",
+        "[z-a]", "[/]",
     ]
 )  # fmt: skip
 LINES = st.lists(ATOMS, max_size=5).map("".join)

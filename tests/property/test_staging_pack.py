@@ -17,9 +17,9 @@ from tests.unit.staging.trees import snapshot
 
 NAME_BYTES = st.binary(min_size=1, max_size=12).map(lambda raw: raw.replace(b"\0", b"_").replace(b"/", b"'"))
 LONG = st.integers(80, 255).map(lambda length: b"n" * length)
-NAMES = st.one_of(NAME_BYTES, LONG, st.sampled_from([b"new\nline", b"\"'`$x", b"\xff\xfe", "ü".encode(), b"-rf", b" "])).filter(
-    lambda name: name not in (b".", b"..", b".git", b".gitignore", b".skyignore")
-)
+NAMES = st.one_of(
+    NAME_BYTES, LONG, st.sampled_from([b"new\nline", b"\"'`$x", b"\xff\xfe", "ü".encode(), b"-rf", b" "])
+).filter(lambda name: name not in (b".", b"..", b".git", b".gitignore", b".skyignore"))
 LEAVES = st.one_of(
     st.tuples(st.just("file"), st.binary(max_size=1500), st.sampled_from([0o644, 0o755, 0o600, 0o444, 0o000])),
     st.tuples(st.just("link"), st.one_of(NAMES, st.just(b"x/" * 70)), st.just(0)),
@@ -61,7 +61,9 @@ def test_a_tree_survives_packing(tree: object, mtime_s: int) -> None:
             Member(name=entry.path or ".", entry=entry, source=manifest.source_of(entry)) for entry in manifest.entries
         ]
         archive = b"".join(pack(members))
-        subprocess.run(["tar", "-xpof", "-", "-C", target], input=archive, check=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]})
+        subprocess.run(
+            ["tar", "-xpof", "-", "-C", target], input=archive, check=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]}
+        )
         assert snapshot(target) == snapshot(source)
         assert len(archive) % 10240 == 0
 

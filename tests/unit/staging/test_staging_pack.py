@@ -22,7 +22,9 @@ def manifest_of(root: Path) -> Manifest:
 
 
 def members(manifest: Manifest) -> list[Member]:
-    return [Member(name=entry.path, entry=entry, source=manifest.source_of(entry)) for entry in manifest.entries if entry.path]
+    return [
+        Member(name=entry.path, entry=entry, source=manifest.source_of(entry)) for entry in manifest.entries if entry.path
+    ]
 
 
 def unpacked(archive: bytes) -> dict[str, bytes]:

@@ -84,8 +84,8 @@ def test_submodules_and_nested_repositories_go_by_their_own_rules(tmp_path: Path
     write(top, "sub/new.py", "sub/junk.o", "nested/x.py", "nested/x.o", "x.o")
     git(top / "nested", "init", "-q")
     write(top, ".gitignore", content="*.log\n")
-    for root in ("sub", "nested"):
-        write(top, f"{root}/.gitignore", content="*.o\n")
+    for name in ("sub", "nested"):
+        write(top, f"{name}/.gitignore", content="*.o\n")
     found = paths(top)
     assert {"sub/code.py", "sub/new.py", "nested/x.py", "x.o", ".gitmodules"} <= set(found)
     assert not {"sub/junk.o", "nested/x.o"} & set(found)
