@@ -130,7 +130,12 @@ def test_a_fact_that_contains_itself_ends(home: SkyHome) -> None:
 def test_many_threads_write_whole_lines(home: SkyHome) -> None:
     """Eight threads, 50 events each, in one file."""
     with Journal(home, "launch") as journal:
-        threads = [threading.Thread(target=lambda: [journal(_event(text="x" * 500)) for _ in range(50)]) for _ in range(8)]
+
+        def work() -> None:
+            for _ in range(50):
+                journal(_event(text="x" * 500))
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
