@@ -7,7 +7,9 @@ host, step, command (secrets masked), evidence (what was seen, for instance the 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 __all__ = [
     "AgentError",
@@ -87,9 +89,17 @@ def _rebuild(kind: type[SkyError], args: tuple[str, ...], facts: dict[str, objec
 class InvalidSpecError(SkyError, ValueError):
     """A task, resource, cluster name or argument that cannot be meant so. Facts: file, line, field where known."""
 
+    field: str | None = None
+    file: str | None = None
+    line: int | None = None
+
 
 class ConfigError(SkyError, ValueError):
     """A configuration or pool file that cannot be used. Facts: file, line, key where known."""
+
+    file: str | None = None
+    line: int | None = None
+    key: str | None = None
 
 
 class NotFoundError(SkyError, LookupError):
@@ -99,39 +109,60 @@ class NotFoundError(SkyError, LookupError):
 class ClusterNotFound(NotFoundError):
     """No cluster of that name in this home. Facts: cluster, known (names)."""
 
+    cluster: str | None = None
+    known: tuple[str, ...] = ()
+
 
 class JobNotFound(NotFoundError):
     """No such job on that cluster. Facts: cluster, job_id."""
+
+    cluster: str | None = None
+    job_id: object = None
 
 
 class PoolNotFound(NotFoundError):
     """No such pool in ssh_node_pools.yaml. Facts: pool, known (names), file."""
 
+    pool: str | None = None
+    known: tuple[str, ...] = ()
+
 
 class ClusterNotUp(SkyError):
     """The cluster exists but is not UP. Facts: cluster, status, since."""
+
+    cluster: str | None = None
+    status: Any = None
+    since: float | None = None
 
 
 class ClusterBusy(SkyError):
     """Another operation holds the cluster. Facts: cluster, holder (pid, host, operation), since."""
 
     retryable = True
+    cluster: str | None = None
+    holder: Any = None
+    since: float | None = None
 
 
 class ProvisionError(SkyError):
     """No cluster came of it. Facts: cluster, attempts (every attempt made, with its reason)."""
 
-    attempts: tuple[object, ...] = ()
+    cluster: str | None = None
+    attempts: tuple[Any, ...] = ()
 
 
 class NoOfferError(ProvisionError):
     """Nothing that exists can serve the request. Facts: reasons (offer or host name -> why not)."""
 
+    reasons: Mapping[str, str] = MappingProxyType({})
+
 
 class NoCapacityError(ProvisionError):
-    """Something could serve the request, but not enough of it is free now. Facts: reasons."""
+    """Something could serve the request, but not enough of it is free now. Facts: reasons, holders (host -> cluster)."""
 
     retryable = True
+    reasons: Mapping[str, str] = MappingProxyType({})
+    holders: Mapping[str, str] = MappingProxyType({})
 
 
 class BringUpError(ProvisionError):
@@ -140,6 +171,8 @@ class BringUpError(ProvisionError):
 
 class PreflightError(ProvisionError):
     """A node cannot carry a cluster (no Python, full disk, a port held, ...). Facts: problems (one per host and cause)."""
+
+    problems: tuple[Any, ...] = ()
 
 
 class TransportError(SkyError):
@@ -155,21 +188,32 @@ class ConnectError(TransportError):
 class AuthError(TransportError):
     """The host refused every key that we have. Facts: tried (key names)."""
 
+    tried: tuple[str, ...] = ()
+
 
 class HostKeyError(TransportError):
     """The host's key is not the one on record. Facts: expected, seen (SHA256 fingerprints), file, line."""
+
+    expected: Any = None
+    seen: Any = None
+    file: str | None = None
+    line: int | None = None
 
 
 class TransportTimeout(TransportError, TimeoutError):
     """A remote command did not end in time and was ended. Facts: timeout_s, stdout, stderr (what came until then)."""
 
     retryable = True
+    timeout_s: float | None = None
 
 
 class CommandError(TransportError):
     """A remote command ended with a status that was not asked for. Facts: argv, returncode, signal, stdout, stderr."""
 
     returncode: int | None = None
+    signal: str | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
 
 
 class FactError(SkyError):
@@ -186,16 +230,27 @@ class AgentVersionError(AgentError):
     """Agent and client speak different protocols. Facts: ours, theirs."""
 
     retryable = False
+    ours: object = None
+    theirs: object = None
 
 
 class AgentReplyError(AgentError):
     """The agent refused a request. Facts: verb, kind (its name for the cause)."""
 
     retryable = False
+    kind: str = "internal"
+    verb: str | None = None
 
 
 class JobFailed(SkyError):
     """A job that was waited for did not succeed. Facts: cluster, job_id, status, exit_codes (by rank), cause, log_path."""
+
+    cluster: str | None = None
+    job_id: int | None = None
+    status: Any = None
+    exit_codes: tuple[int | None, ...] = ()
+    cause: str = ""
+    log_path: str = ""
 
 
 class StateError(SkyError):
@@ -206,10 +261,16 @@ class LockTimeout(StateError, TimeoutError):
     """A lock was not free in time. Facts: scope, holder, since, timeout_s."""
 
     retryable = True
+    scope: str | None = None
+    holder: Any = None
+    since: float | None = None
 
 
 class MigrationError(StateError):
     """The store is of another version than this skylib can use. Facts: ours, theirs."""
+
+    ours: object = None
+    theirs: object = None
 
 
 class StagingError(SkyError, OSError):

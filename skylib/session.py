@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from skylib import __version__
 from skylib.config.load import Config, load_config
 from skylib.errors import ClusterNotFound, SkyError
 from skylib.events import EventSink, discard, fan, span
@@ -23,7 +24,7 @@ from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.paths import SkyHome, default_home, write_private
 from skylib.providers.base import ProviderContext
-from skylib.providers.registry import Registry, find_providers
+from skylib.providers.registry import Registry
 from skylib.runtime.agent_client import AgentClient, bridge_command
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
@@ -80,7 +81,7 @@ class Session:
 
     @property
     def providers(self) -> Registry:
-        return self._part("providers", find_providers)
+        return self._part("providers", Registry)
 
     @property
     def wheelhouse(self) -> Wheelhouse:
@@ -118,8 +119,6 @@ class Session:
         self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout
     ) -> AgentClient:
         """The channel to the agent of this life of the cluster; the same one every time."""
-        from skylib import __version__
-
         with self._lock:
             known = self._agents.get(cluster_id)
             if known is None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import attrs
 
+from skylib.catalog.accelerators import accelerator_matches, accelerator_name
 from skylib.errors import AgentReplyError, ClusterNotUp, InvalidSpecError
+from skylib.models.accelerators import Accelerator
 from skylib.models.cluster import ClusterRecord
 from skylib.models.resources import Resources
 from skylib.models.task import Task
@@ -30,10 +32,7 @@ class Submitted:
 
 
 def demand_of(resources: Resources, cluster: ClusterRecord) -> dict[str, object]:
-    """What one rank reserves on its node. accelerators: by name; for "80GB+" forms whatever the cluster's devices are.
-
-    Raises InvalidSpecError when no candidate can be meant.
-    """
+    """What one rank reserves on its node. accelerators: by the name that the cluster's own devices have."""
     wanted = resources.candidates()[0]
     demand: dict[str, object] = {"CPU": wanted.cpus.value if wanted.cpus else DEFAULT_CPUS}
     if wanted.memory is not None and not wanted.memory.ratio:
@@ -41,9 +40,17 @@ def demand_of(resources: Resources, cluster: ClusterRecord) -> dict[str, object]
     accelerator = wanted.accelerator
     if accelerator is not None:
         demand["GPU"] = accelerator.count
-        if accelerator.name is not None:
-            demand["accelerators"] = {accelerator.name: accelerator.count}
+        demand["accelerators"] = {_device_name(accelerator, cluster): accelerator.count}
     return demand
+
+
+def _device_name(wanted: Accelerator, cluster: ClusterRecord) -> str:
+    """What the cluster calls the devices that are meant; the wanted name itself when it has none of them."""
+    for node in cluster.nodes:
+        for gpu in node.gpus:
+            if accelerator_matches(wanted, gpu):
+                return accelerator_name(gpu.name, gpu.memory_gib)
+    return wanted.name or str(wanted)
 
 
 def setup_hash(task: Task, *, files_digest: str, runtime_digest: str) -> str:

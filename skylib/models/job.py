@@ -74,8 +74,8 @@ class LogLine:
 
     text: without its newline; bytes that are no UTF-8 become U+FFFD (`raw` keeps them). stream: "setup" or "run"; a
     rank's stdout and stderr are one stream, in the order written. offset: where the line starts in the merged log, in
-    bytes; next_offset: what to resume from after it. time: unix seconds, when the node read it. partial: the line goes on in the next LogLine of
-    the same rank (endless lines come in pieces).
+    bytes; next_offset: what to resume from after it. time: unix seconds, when the node read it. partial: the line goes
+    on in the next LogLine of the same rank (endless lines come in pieces).
     """
 
     rank: int

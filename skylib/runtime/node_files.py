@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from skylib.agent.protocol import PROTOCOL
+from skylib.catalog.accelerators import accelerator_name
 from skylib.models.cluster import AutostopRecord
 from skylib.models.node import Gpu
 from skylib.runtime.layout import NodeLayout
@@ -86,7 +87,7 @@ def agent_config(
                 "root": each.layout.root,
                 "cpus": each.cpus,
                 "memory_gib": each.memory_gib,
-                "gpus": [attrs.asdict(gpu) for gpu in each.gpus],
+                "gpus": [{**attrs.asdict(gpu), "name": accelerator_name(gpu.name, gpu.memory_gib)} for gpu in each.gpus],
             }
             for each in nodes
         ],

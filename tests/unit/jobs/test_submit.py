@@ -1,0 +1,85 @@
+"""What the agent is asked to run, from a task alone."""
+
+from __future__ import annotations
+
+import attrs
+
+from skylib.jobs.submit import demand_of, job_spec, setup_hash
+from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.models.node import Gpu, HostAddress
+from skylib.models.resources import Resources
+from skylib.models.task import Task
+
+NODE = NodeRecord(
+    rank=0,
+    host="h1",
+    address=HostAddress(kind="ssh", host="10.0.0.1"),
+    internal_ip="10.0.0.1",
+    root="/home/me",
+    temp_dir="/tmp/ray_skypilot",
+    env="/home/me/skypilot-runtime",
+    python="/home/me/skypilot-runtime/bin/python",
+    gpus=(Gpu(index=0, name="NVIDIA A100-SXM4-80GB", memory_gib=79.6),),
+)
+CLUSTER = ClusterRecord(
+    name="train",
+    cluster_id="c1",
+    status=ClusterStatus.UP,
+    status_since=1.0,
+    infra="ssh/lab",
+    num_nodes=1,
+    launched_at=1.0,
+    nodes=(NODE,),
+)
+
+
+def test_a_rank_that_names_nothing_reserves_half_a_cpu():
+    """SkyPilot's default demand: several small jobs share a node."""
+    assert demand_of(Resources(), CLUSTER) == {"CPU": 0.5}
+
+
+def test_cpus_and_memory_are_reserved_as_asked():
+    """'4+' and '16GB' become figures."""
+    assert demand_of(Resources(cpus="4+", memory="16GB"), CLUSTER) == {"CPU": 4.0, "memory_gib": 16.0}
+
+
+def test_devices_go_by_the_clusters_own_name_for_them():
+    """What was asked for by memory is reserved by the model that the cluster has."""
+    wanted = {"CPU": 0.5, "GPU": 1.0, "accelerators": {"A100-80GB": 1.0}}
+    assert demand_of(Resources(accelerators="80GB+"), CLUSTER) == wanted
+    assert demand_of(Resources(accelerators="a100-80gb"), CLUSTER) == wanted
+
+
+def test_secrets_travel_apart_from_variables():
+    """envs and secrets are two maps; only the second holds secret values."""
+    spec = job_spec(Task(run="true", envs={"A": "1"}, secrets={"TOKEN": "s3"}), CLUSTER, user="me")
+    assert spec["envs"] == {"A": "1"}
+    assert spec["secrets"] == {"TOKEN": "s3"}
+
+
+def test_exec_leaves_setup_out():
+    """Without setup neither the script nor its hash is sent."""
+    spec = job_spec(Task(run="true", setup="pip install x"), CLUSTER, user="me", setup=False, setup_digest="d")
+    assert (spec["setup"], spec["setup_hash"]) == ("", "")
+
+
+def test_the_setup_hash_changes_with_all_that_setup_sees():
+    """Script, variables, secrets, files and environment: a change of any one runs setup again."""
+    task = Task(run="true", setup="make", envs={"A": "1"}, secrets={"T": "x"})
+    known = setup_hash(task, files_digest="f", runtime_digest="r")
+    assert known == setup_hash(task, files_digest="f", runtime_digest="r")
+    assert known == setup_hash(attrs.evolve(task, run="other"), files_digest="f", runtime_digest="r")
+    others = {
+        setup_hash(attrs.evolve(task, setup="make all"), files_digest="f", runtime_digest="r"),
+        setup_hash(attrs.evolve(task, envs={"A": "2"}), files_digest="f", runtime_digest="r"),
+        setup_hash(attrs.evolve(task, secrets={"T": "y"}), files_digest="f", runtime_digest="r"),
+        setup_hash(task, files_digest="g", runtime_digest="r"),
+        setup_hash(task, files_digest="f", runtime_digest="s"),
+    }
+    assert known not in others
+    assert len(others) == 5
+
+
+def test_a_task_without_setup_has_no_hash():
+    """Nothing to skip."""
+    assert setup_hash(Task(run="true"), files_digest="f", runtime_digest="r") == ""

@@ -1,0 +1,62 @@
+"""What a launch decides before it touches anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from skylib.errors import InvalidSpecError
+from skylib.models.cluster import AutostopRecord, check_cluster_name
+from skylib.models.resources import Resources
+from skylib.models.task import Task
+from skylib.ops.checks import check_task
+from skylib.ops.launch import Options, autostop_of
+
+
+def task(**resources: object) -> Task:
+    return Task(run="true", resources=Resources(**resources))
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "expected"),
+    [
+        (task(), Options(), None),
+        (task(), Options(idle_minutes=5), AutostopRecord(idle_minutes=5)),
+        (task(), Options(idle_minutes=0), AutostopRecord(idle_minutes=1)),
+        (task(), Options(idle_minutes=-1), None),
+        (task(), Options(down=True), AutostopRecord(idle_minutes=1, down=True)),
+        (task(autostop=10), Options(), AutostopRecord(idle_minutes=10)),
+        (task(autostop={"idle_minutes": 10, "down": True}), Options(), AutostopRecord(idle_minutes=10, down=True)),
+        (task(autostop=10), Options(idle_minutes=3, down=True), AutostopRecord(idle_minutes=3, down=True)),
+        (task(autostop=False), Options(), None),
+        (task(autostop=False), Options(down=True), None),
+    ],
+)
+def test_the_timer_comes_from_options_before_the_task(given, options, expected):
+    """Arguments of launch overrule the task; an idle time of 0 is one minute; down alone means down after one."""
+    assert autostop_of(given, options) == expected
+
+
+def test_fields_that_nothing_acts_on_are_refused_by_name():
+    """A task with a field that would be ignored is refused, with every such field named."""
+    with pytest.raises(InvalidSpecError) as caught:
+        check_task(Task(run="true", resources=Resources(use_spot=True, ports=8080)))
+    assert set(caught.value.fields) == {"resources.use_spot", "resources.ports"}
+
+
+def test_a_task_without_anything_to_do_is_refused():
+    """Neither run nor setup is an error, not an empty success."""
+    with pytest.raises(InvalidSpecError, match="nothing to do"):
+        check_task(Task())
+
+
+@pytest.mark.parametrize("name", ["a;rm -rf /", "$(id)", "-x", "", "a b", "1a", "é", "a" * 64, "a\n", "a-"])
+def test_a_cluster_name_with_shell_characters_is_refused(name):
+    """Only letters, digits, '-', '_' and '.' make a name."""
+    with pytest.raises(InvalidSpecError):
+        check_cluster_name(name)
+
+
+@pytest.mark.parametrize("name", ["train", "a", "A-b_c.d1"])
+def test_usual_cluster_names_are_taken(name):
+    """A good name is given back as it is."""
+    assert check_cluster_name(name) == name
