@@ -17,6 +17,7 @@ __all__ = ["LinkState", "Step", "failure", "install", "parse_probe", "probe"]
 
 # Arguments: pairs of link and what it is to point to. Standard input: absolute paths, each ended by NUL.
 # Answer, each part ended by NUL: one word per pair, an empty one, then two per path that exists.
+# A directory's size and time are not told, so that nodes with the same files give the same answer.
 # A `find` without -printf (busybox) says nothing, and everything is sent.
 _PROBE = r"""
 LC_ALL=C; export LC_ALL
@@ -38,7 +39,9 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 printf '\0'
-xargs -0 sh -c 'exec find "$@" -maxdepth 0 -printf "%y %m %s %T@ %p\0%l\0"' sh 2>/dev/null
+xargs -0 sh -c '
+  exec find "$@" -maxdepth 0 \( -type d -printf "d %m 0 0 %p\0\0" -o -printf "%y %m %s %T@ %p\0%l\0" \)
+' sh 2>/dev/null
 exit 0
 """
 

@@ -19,21 +19,20 @@ from typing import TypeVar
 
 import attrs
 
-from skylib.errors import SkyError, StagingError
+from skylib.errors import SkyError
 from skylib.events import EventSink, discard, span
-from skylib.staging.diff import Delta, delta
 from skylib.staging.feed import Feed
 from skylib.staging.manifest import Kind
+from skylib.staging.needs import Need, NeedReader
 from skylib.staging.pack import Member, pack
-from skylib.staging.plan import SyncPlan, SyncTree
-from skylib.staging.remote import LinkState, Step, failure, install, parse_probe, probe
-from skylib.transport.base import Transport
+from skylib.staging.plan import SyncPlan
+from skylib.staging.remote import Step, failure, install
+from skylib.transport.base import Completed, Transport
 
 __all__ = ["SyncNode", "SyncOutcome", "sync"]
 
 _Out = TypeVar("_Out")
 _In = TypeVar("_In")
-_Key = tuple[object, ...]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -55,22 +54,6 @@ class SyncOutcome:
     skipped: bool
 
 
-@attrs.frozen(kw_only=True)
-class _Need:
-    """What one node lacks: a delta and a link ("" for none) for each tree of the plan."""
-
-    deltas: tuple[Delta, ...]
-    links: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return any(self.deltas) or any(self.links)
-
-    @property
-    def key(self) -> _Key:
-        """Equal for two nodes that lack the same."""
-        return tuple(change.key for change in self.deltas), self.links
-
-
 def sync(
     nodes: Sequence[SyncNode], plan: SyncPlan, *, events: EventSink = discard, timeout_s: float | None = None
 ) -> tuple[SyncOutcome, ...]:
@@ -85,11 +68,9 @@ def sync(
     unique = {(id(node.transport), node.root): node for node in nodes}
     places = list(unique.values())
     with span(events, "staging.probe", nodes=len(places), files=plan.files, bytes=plan.bytes):
-        asked = _each(places, lambda node: _ask(node, plan, timeout_s))
-        _raise_first(places, asked)
-    needs: list[tuple[_Need, float]] = [answer for answer in asked if not isinstance(answer, SkyError)]
-    groups: dict[_Key, list[SyncNode]] = {}
-    wanted: dict[_Key, _Need] = {}
+        needs = _ask(places, plan, timeout_s)
+    groups: dict[tuple[object, ...], list[SyncNode]] = {}
+    wanted: dict[tuple[object, ...], Need] = {}
     done: dict[tuple[int, str], SyncOutcome | SkyError] = {}
     for node, (need, seconds) in zip(places, needs, strict=True):
         if need:
@@ -147,61 +128,36 @@ def _raise_first(nodes: Sequence[SyncNode], results: Sequence[object]) -> None:
         raise first
 
 
-def _ask(node: SyncNode, plan: SyncPlan, timeout_s: float | None) -> tuple[_Need, float]:
-    """What a node lacks, and the seconds it took to learn. Raises StagingError for a link that cannot be."""
-    started = time.perf_counter()
-    linked = [(tree.mount.link, tree.mount.on(node.root)) for tree in plan.trees if tree.mount.link]
-    question = b"".join(_question(tree, node.root) for tree in plan.trees)
-    answer = node.transport.run(probe(linked), stdin=question, timeout_s=timeout_s)
-    if answer.returncode != 0:
-        raise failure(answer, node.transport.host, node.root, ())
-    states, seen = parse_probe(answer.stdout, len(linked))
-    pending = iter(states)
-    deltas, links = [], []
-    for tree in plan.trees:
-        target = tree.mount.on(node.root)
-        top = target if tree.manifest.is_file else f"{target}/."
-        known = {path: seen[where] for path, where in _places(tree, target) if where in seen}
-        if tree.manifest.is_file and known.get("") is not None and known[""].kind == Kind.DIR.value:
-            raise StagingError(f"{target} is a directory on {node.transport.host}", host=node.transport.host, path=top)
-        deltas.append(delta(tree.manifest, known))
-        links.append(_link(tree.mount.link, next(pending), node.transport.host) if tree.mount.link else "")
-    return _Need(deltas=tuple(deltas), links=tuple(links)), time.perf_counter() - started
+def _ask(nodes: Sequence[SyncNode], plan: SyncPlan, timeout_s: float | None) -> list[tuple[Need, float]]:
+    """What each node lacks, and the seconds that its answer took. Raises as sync() does."""
+    reader = NeedReader(plan)
+    questions = {node.root: (reader.command(node.root), reader.question(node.root)) for node in nodes}
+
+    def answer(node: SyncNode) -> Completed:
+        command, question = questions[node.root]
+        return node.transport.run(command, stdin=question, timeout_s=timeout_s)
+
+    results: list[tuple[Need, float] | SkyError] = []
+    for node, done in zip(nodes, _each(nodes, answer), strict=True):
+        try:
+            results.append(_read(reader, node, done))
+        except SkyError as error:
+            results.append(error)
+    _raise_first(nodes, results)
+    return [result for result in results if not isinstance(result, SkyError)]
 
 
-def _places(tree: SyncTree, target: str) -> Iterator[tuple[str, str]]:
-    """Each path of a tree and where it is on the node; a root that is a directory may be reached through a link."""
-    top = target if tree.manifest.is_file else f"{target}/."
-    for entry in tree.manifest.entries:
-        yield entry.path, f"{target}/{entry.path}" if entry.path else top
-
-
-def _question(tree: SyncTree, root: str) -> bytes:
-    return b"".join(os.fsencode(where) + b"\0" for _path, where in _places(tree, tree.mount.on(root)))
-
-
-def _link(link: str, state: LinkState, host: str) -> str:
-    """The link, when it is to be made; "" when it is there already."""
-    if state.word == "linked":
-        return ""
-    if state.word in ("free", "stale"):
-        return link
-    reason = {
-        "foreign": f"it is a link to {state.about} there, which is not ours",
-        "occupied": "something that is no link is there already",
-        "forbidden": f"this account may not write in {state.about}",
-    }.get(state.word, state.word)
-    raise StagingError(
-        f"cannot make {link} on {host}: {reason}",
-        host=host,
-        path=link,
-        step="staging.probe",
-        hint="choose a target below ~/ or /tmp, or let the host's owner make room",
-    )
+def _read(reader: NeedReader, node: SyncNode, done: Completed | SkyError) -> tuple[Need, float]:
+    host = node.transport.host
+    if isinstance(done, SkyError):
+        raise done
+    if done.returncode != 0:
+        raise failure(done, host, node.root, ())
+    return reader.need(node.root, done.stdout, host), done.seconds
 
 
 def _deliver(
-    nodes: Sequence[SyncNode], need: _Need, plan: SyncPlan, timeout_s: float | None, stop: threading.Event
+    nodes: Sequence[SyncNode], need: Need, plan: SyncPlan, timeout_s: float | None, stop: threading.Event
 ) -> list[SyncOutcome | SkyError]:
     """Send what is lacking to nodes that lack the same: first what goes below their roots, then what goes to /tmp."""
     started = time.perf_counter()
@@ -233,7 +189,7 @@ def _deliver(
 
 def _send(
     nodes: Sequence[SyncNode],
-    need: _Need,
+    need: Need,
     plan: SyncPlan,
     numbers: Sequence[int],
     timeout_s: float | None,
@@ -270,7 +226,7 @@ def _send(
 
 
 def _install(
-    node: SyncNode, feed: Feed, need: _Need, plan: SyncPlan, numbers: Sequence[int], timeout_s: float | None
+    node: SyncNode, feed: Feed, need: Need, plan: SyncPlan, numbers: Sequence[int], timeout_s: float | None
 ) -> None:
     token = secrets.token_hex(8)
     below_root = plan.trees[numbers[0]].mount.below_root
@@ -289,7 +245,7 @@ def _install(
         raise failure(done, node.transport.host, incoming, steps)
 
 
-def _members(need: _Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Member]:
+def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Member]:
     for number in numbers:
         tree, change = plan.trees[number], need.deltas[number]
         top = f"{number}/{tree.mount.place.rpartition('/')[2]}"
