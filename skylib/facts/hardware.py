@@ -35,13 +35,18 @@ Values = Mapping[str, Sequence[str]]
 
 
 def probe(
-    transport: Transport, *, root: str | None = None, timeout_s: float = 45.0, clock: Callable[[], float] = time.time
+    transport: Transport,
+    *,
+    root: str = "",
+    temp_dir: str = "",
+    timeout_s: float = 45.0,
+    clock: Callable[[], float] = time.time,
 ) -> NodeFacts:
-    """Ask one node. root: where our files are there, when that is not the account's home.
+    """Ask one node. root: where our files are there, when not in the account's home; temp_dir: Ray's, when elsewhere.
 
     Raises FactError when the answer is not a probe's, and what Transport.run raises.
     """
-    command = PROBE if root is None else Command.of(*PROBE.argv, "--", root)
+    command = Command.of(*PROBE.argv, "--", root, temp_dir) if root or temp_dir else PROBE
     done = transport.run(command, stdin=PROBE_INPUT, timeout_s=timeout_s)
     try:
         return parse_probe(done.stdout, clock=clock())
@@ -216,7 +221,7 @@ def _clock(values: Values) -> float:
 
 
 def _cluster(values: Values, notes: list[str]) -> Mapping[str, object] | None:
-    """cluster.json of the account; else that of a `local` cluster of the account, found through its temp dir."""
+    """cluster.json of the account; else that of a `local` cluster of the account, which lies in its temp dir."""
     for key in ("cluster", "temp_cluster"):
         if key not in values:
             continue

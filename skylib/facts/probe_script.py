@@ -11,7 +11,7 @@ __all__ = ["PROBE_SCRIPT", "PROBE_VERSION"]
 PROBE_VERSION = 1
 
 PROBE_SCRIPT = r"""# One answer: lines of "key<TAB>value" between "skylib-probe 1" and "end".
-# $1: the directory that holds our files (default: the account's home).
+# $1: the directory that holds our files (default: the account's home). $2: Ray's temp dir (default: the usual one).
 say() { printf '%s\t%s\n' "$1" "$2"; }
 say_file() { while IFS= read -r l || [ -n "$l" ]; do printf '%s\t%s\n' "$1" "$l"; done <"$2" 2>/dev/null; }
 
@@ -151,12 +151,28 @@ network() {
 claims() {
     [ -r "$root/skypilot-runtime/.skylib-digest" ] && say_file runtime_digest "$root/skypilot-runtime/.skylib-digest"
     [ -r "$root/.sky/cluster.json" ] && say_file cluster "$root/.sky/cluster.json"
-    for temp in /tmp/ray_skypilot "/tmp/ray_skypilot_$uid"; do
+    usual=${1:-/tmp/ray_skypilot}
+    for temp in "$usual" "${usual}_$uid"; do
         [ -d "$temp" ] || [ -L "$temp" ] || continue
         set -- $(ls -ldn "$temp")
-        [ "$temp" = /tmp/ray_skypilot ] && say temp_dir_owner "$3"
-        [ "$3" = "$uid" ] && [ -r "$temp/cluster.json" ] && say_file temp_cluster "$temp/cluster.json"
+        [ "$temp" = "$usual" ] && say temp_dir_owner "$3"
+        [ "$3" = "$uid" ] && stands "$temp/cluster.json" && say_file temp_cluster "$temp/cluster.json"
     done
+}
+
+# Whether a mark in a temp dir is of a cluster that is still there: one of its roots has its own cluster.json.
+# A mark that names no root, or one in a spelling that sh cannot read, counts as standing.
+stands() {
+    [ -r "$1" ] || return 1
+    roots=$(sed -n 's/.*"root": *"\([^"]*\)".*/\1/p' "$1")
+    [ -n "$roots" ] || return 0
+    while IFS= read -r one; do
+        case $one in *\\*) return 0 ;; esac
+        [ -e "$one/.sky/cluster.json" ] && return 0
+    done <<END
+$roots
+END
+    return 1
 }
 
 boot() {
@@ -171,7 +187,7 @@ main() {
     LC_ALL=C PATH=$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
     export LC_ALL PATH
     echo 'skylib-probe 1'
-    identity "$1"; libc; limits; disk; gpus; pythons; network; claims; boot
+    identity "$1"; libc; limits; disk; gpus; pythons; network; claims "$2"; boot
     say clock "$(date +%s.%N)"
     echo end
 }

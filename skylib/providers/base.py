@@ -56,6 +56,7 @@ class ProviderContext:
 
     claims: (infra, host) -> name of the cluster that holds it, of this home. cluster_name, cluster_id: the cluster that
     the machines are for; what it holds itself counts as free. max_at_once: connections that are begun together.
+    patience_s: how long a survey waits for machines that have not answered when those that have are enough.
     """
 
     home: SkyHome
@@ -65,6 +66,7 @@ class ProviderContext:
     cluster_id: str | None = None
     events: EventSink = discard
     max_at_once: int = 32
+    patience_s: float = 2.0
     probes: Probes = attrs.field(
         default=attrs.Factory(lambda self: Probes(self.transports, self.events), takes_self=True)
     )

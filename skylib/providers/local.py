@@ -1,13 +1,13 @@
 """This machine: `local`. All nodes of a cluster stand on it side by side, each with its share.
 
 One local cluster at a time for each account, whatever the home: Ray's port and temp dir belong to the account. Another
-home's cluster is known by its cluster.json, which bring-up links into the account's temp dir (see _standing).
+home's cluster is known by the cluster.json in the account's temp dir, which the probe reads; it counts while one of the
+roots that it lists has its own. Where another account owns /tmp/ray_skypilot, ours is /tmp/ray_skypilot_<uid>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import attrs
 
@@ -82,7 +82,7 @@ class LocalProvider:
         if reasons:
             return Refusal(infra=self.name, host=_HOST, reason=", ".join([*reasons, *facts.notes]), capacity=num_nodes)
         marked = mark_of_another(
-            _standing(facts), infra=self.name, host=_HOST, cluster_id=context.cluster_id, capacity=num_nodes
+            facts, infra=self.name, host=_HOST, cluster_id=context.cluster_id, capacity=num_nodes
         )
         return marked or offer
 
@@ -92,18 +92,3 @@ def _ask(context: ProviderContext, capacity: int) -> NodeFacts | Refusal:
         return context.probes.facts(_ADDRESS)
     except SkyError as error:
         return attrs.evolve(refusal_of(error, infra=LocalProvider.name, host=_HOST), capacity=capacity)
-
-
-def _standing(facts: NodeFacts) -> NodeFacts:
-    """Facts without a mark whose cluster has vanished with its home (a removed directory, say).
-
-    A mark lists the roots of its members; while one of them on this machine has its own cluster.json, it stands.
-    """
-    mark = facts.cluster
-    members = mark.get("members") if mark is not None else None
-    if not isinstance(members, list) or not members:
-        return facts
-    roots = [str(member["root"]) for member in members if isinstance(member, dict) and member.get("root")]
-    if not roots or any(Path(root, ".sky", "cluster.json").exists() for root in roots):
-        return facts
-    return attrs.evolve(facts, cluster=None)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from skylib.errors import NoCapacityError, SkyError
 from skylib.models.infra import Infra
@@ -14,21 +10,24 @@ from skylib.models.node import NodeFacts
 from skylib.models.offer import Offer, Refusal, Survey
 from skylib.models.receipts import InfraStatus
 from skylib.models.resources import Resources
-from skylib.optimizer.fit import why_not_any
+from skylib.optimizer.fit import why_not, why_not_any
 from skylib.providers.base import NodeHandle, NodeSpec, NodeState, ProviderContext
+from skylib.providers.gather import gather
 from skylib.providers.pool_file import Pool, PoolHost, pick_pools, read_pools
 from skylib.providers.refusals import held_here, mark_of_another, refusal_of
+from skylib.transport.fanout import fanout
 
 __all__ = ["SshPoolProvider"]
 
-_JITTER_S = 0.02  # a host; connections through one jump host do not come as a volley
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_JITTER_S = 0.02  # connections through one jump host do not come as a volley
 
 
 class SshPoolProvider:
-    """Hosts of `ssh_node_pools.yaml`. Surveys connect to every host that this home does not hold, all at once."""
+    """Hosts of `ssh_node_pools.yaml`. A survey connects to every host that this home does not hold, all at once.
+
+    When enough of them fit, the others have ProviderContext.patience_s more to answer: a host that is down does not
+    hold up a launch that can do without it.
+    """
 
     name = "ssh"
     preference = 10
@@ -40,7 +39,15 @@ class SshPoolProvider:
         for infra in _infras_of(want):
             pools.update((pool.name, pool) for pool in pick_pools(known, infra, file=file))
         asked = [(pool, host) for pool in pools.values() for host in pool.hosts]
-        found = _at_once(lambda pair: _offer(pair[0], pair[1], want, context), asked, context.max_at_once)
+        found = gather(
+            lambda pair: _offer(pair[0], pair[1], want, context),
+            asked,
+            late=lambda pair: _late(pair[0], pair[1], context),
+            enough=lambda so_far: _enough(so_far, want, num_nodes),
+            patience_s=context.patience_s,
+            limit=context.max_at_once,
+            jitter_s=_JITTER_S,
+        )
         return Survey(
             offers=tuple(each for each in found if isinstance(each, Offer)),
             refusals=tuple(each for each in found if isinstance(each, Refusal)),
@@ -49,8 +56,10 @@ class SshPoolProvider:
     def check(self, context: ProviderContext) -> Sequence[InfraStatus]:
         pools = tuple(read_pools(context.home.ssh_node_pools).values())
         asked = [(pool, host) for pool in pools for host in pool.hosts]
-        found = _at_once(lambda pair: _ask(pair[0], pair[1], context), asked, context.max_at_once)
-        answers = dict(zip(((pool.name, host.name) for pool, host in asked), found, strict=True))
+        found = fanout(
+            lambda pair: _ask(pair[0], pair[1], context), asked, limit=context.max_at_once, jitter_s=_JITTER_S
+        )
+        answers = {(pool.name, host.name): each.get() for (pool, host), each in zip(asked, found, strict=True)}
         return tuple(
             _status(pool, {host.name: answers[pool.name, host.name] for host in pool.hosts}) for pool in pools
         )
@@ -89,7 +98,7 @@ class SshPoolProvider:
                 return NodeState.UNKNOWN
             return NodeState.RUNNING
 
-        return dict(zip(nodes, _at_once(state, nodes, context.max_at_once), strict=True))
+        return {each.item: each.get() for each in fanout(state, nodes, limit=context.max_at_once)}
 
     def terminate(self, nodes: Sequence[NodeHandle], context: ProviderContext) -> None:
         """Nothing: the hosts are the user's."""
@@ -137,6 +146,22 @@ def _offer(pool: Pool, host: PoolHost, want: Resources, context: ProviderContext
     return marked or offer
 
 
+def _late(pool: Pool, host: PoolHost, context: ProviderContext) -> Refusal:
+    reason = f"did not answer within {context.patience_s:g} s of the others, which are enough"
+    return Refusal(infra=pool.infra, host=host.name, reason=reason, temporary=True)
+
+
+def _enough(found: Sequence[Offer | Refusal], want: Resources, num_nodes: int) -> bool:
+    """Whether one pool can serve already: any candidate, or the first where there is an order of preference."""
+    candidates = want.candidates()
+    offers = [each for each in found if isinstance(each, Offer)]
+    for candidate in candidates[:1] if want.is_ordered else candidates:
+        infras = [offer.infra for offer in offers if not why_not(offer, candidate)]
+        if any(infras.count(infra) >= num_nodes for infra in set(infras)):
+            return True
+    return False
+
+
 def _status(pool: Pool, answers: Mapping[str, NodeFacts | Refusal]) -> InfraStatus:
     problems = [f"{name}: {answer.reason}" for name, answer in answers.items() if isinstance(answer, Refusal)]
     usable = tuple(name for name, answer in answers.items() if not isinstance(answer, Refusal))
@@ -147,17 +172,3 @@ def _status(pool: Pool, answers: Mapping[str, NodeFacts | Refusal]) -> InfraStat
                 problems.append(f"{name}: no Python, conda or uv was found")
     reason = "" if usable else "no host of the pool can be used"
     return InfraStatus(infra=pool.infra, usable=bool(usable), reason=reason, hosts=usable, problems=tuple(problems))
-
-
-def _at_once(work: Callable[[Item], Result], items: Sequence[Item], most: int) -> list[Result]:
-    """work of each item, in order, in threads that begin a little apart. The first error is raised."""
-    if not items:
-        return []
-
-    def begin(item: Item) -> Result:
-        if len(items) > 1:
-            time.sleep(random.uniform(0, min(_JITTER_S, 0.002 * len(items))))
-        return work(item)
-
-    with ThreadPoolExecutor(max_workers=min(most, len(items)), thread_name_prefix="skylib-survey") as pool:
-        return list(pool.map(begin, items))

@@ -37,7 +37,7 @@ def home(tmp_path: Path) -> SkyHome:
 def context(home: SkyHome) -> Iterator[ProviderContext]:
     settings = SshSettings(connect_timeout_s=1.5, connect_attempts=1)
     with Transports(home, settings=settings) as transports:
-        yield ProviderContext(home=home, transports=transports.get)
+        yield ProviderContext(home=home, transports=transports.get, patience_s=20.0)
 
 
 def address_of(host: Host) -> HostAddress:
@@ -150,6 +150,23 @@ def test_each_host_that_cannot_be_asked_says_why(
     assert (status.usable, status.hosts, len(status.problems)) == (True, (good.ip,), 3)
     node = NodeHandle(rank=0, infra="ssh/lab", host=silent.ip, address=address_of(silent))
     assert SshPoolProvider().observe([node], context) == {node: NodeState.UNKNOWN}
+
+
+def test_a_silent_host_does_not_hold_up_what_can_do_without_it(
+    make_host: MakeHost, ssh_hosts: list[Host], home: SkyHome
+) -> None:
+    """With enough other hosts a silent one is given up after the patience, long before its connection times out."""
+    silent = make_host()
+    silent.cut()
+    home.ssh_node_pools.write_text(pool_yaml([silent, *ssh_hosts]))
+    with Transports(home, settings=SshSettings(connect_timeout_s=60)) as transports:
+        context = ProviderContext(home=home, transports=transports.get, patience_s=0.2)
+        began = time.monotonic()
+        survey = SshPoolProvider().survey(Resources(infra="ssh/lab"), 3, context)
+        assert time.monotonic() - began < 30
+        silent.restore()
+    assert [offer.host for offer in survey.offers] == [host.ip for host in ssh_hosts]
+    assert [(refusal.host, refusal.temporary) for refusal in survey.refusals] == [(silent.ip, True)]
 
 
 def test_waiting_for_a_silent_host_is_no_capacity(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,12 +77,10 @@ def test_no_set_that_fits_is_cheaper_than_the_chosen_one(
     by_candidate = [sets_that_fit(found, candidate, num_nodes) for candidate in asked.candidates()]
     by_candidate = [groups for groups in by_candidate if groups]
     if not by_candidate:
-        try:
+        with pytest.raises(NoOfferError) as caught:
             rank(Survey(offers=found), asked, num_nodes)
-        except NoOfferError as error:
-            assert set(error.reasons) == {offer.host for offer in found}  # type: ignore[attr-defined]
-            return
-        raise AssertionError("a placement where no set fits")
+        assert set(caught.value.reasons) == {offer.host for offer in found}  # type: ignore[attr-defined]
+        return
     placement = rank(Survey(offers=found), asked, num_nodes)
     competing = by_candidate[0] if asked.is_ordered else [group for groups in by_candidate for group in groups]
     assert not any(why_not(offer, placement.resources) for offer in placement.chosen)

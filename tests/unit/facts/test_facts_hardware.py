@@ -169,10 +169,46 @@ def test_files_of_ours_are_looked_for_under_the_given_root(tmp_path: Path) -> No
     assert facts.home == pwd.getpwuid(os.getuid()).pw_dir
 
 
+def mark_in_temp_dir(tmp_path: Path, body: str, name: str = "temp") -> Path:
+    temp = tmp_path / name
+    temp.mkdir()
+    (temp / "cluster.json").write_text(body)
+    return tmp_path / "temp"
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("name", ["temp", f"temp_{os.getuid()}"])
+def test_a_cluster_of_another_home_is_found_in_the_temp_dir(tmp_path: Path, indent: int | None, name: str) -> None:
+    """The mark in the account's temp dir counts while one of the roots that it lists has its own cluster.json."""
+    roots = [tmp_path / "it's rank 0", tmp_path / "rank1"]
+    body = json.dumps({"cluster": "c", "members": [{"rank": 0, "root": str(root)} for root in roots]}, indent=indent)
+    temp = mark_in_temp_dir(tmp_path, body, name)
+    assert ask_facts(str(tmp_path), str(temp)).cluster is None
+    (roots[1] / ".sky").mkdir(parents=True)
+    (roots[1] / ".sky/cluster.json").write_text("{}")
+    assert ask_facts(str(tmp_path), str(temp)).cluster == json.loads(body)
+
+
+@pytest.mark.parametrize("body", ['{"cluster": "c"}', '{"cluster": "c", "root": "/caf\\u00e9"}'])
+def test_a_mark_whose_root_cannot_be_told_counts(tmp_path: Path, body: str) -> None:
+    """Doubt does not free an account."""
+    assert ask_facts(str(tmp_path), str(mark_in_temp_dir(tmp_path, body))).cluster == json.loads(body)
+
+
+def test_a_mark_of_another_account_is_not_ours(tmp_path: Path) -> None:
+    """A temp dir that another account owns says who owns it, and holds nothing of ours."""
+    if os.getuid() != 0:
+        pytest.skip("only root can give a directory away")
+    temp = mark_in_temp_dir(tmp_path, '{"cluster": "c"}')
+    os.chown(temp, 12345, 12345)
+    facts = ask_facts(str(tmp_path), str(temp))
+    assert (facts.temp_dir_owner, facts.cluster) == (12345, None)
+
+
 def test_the_names_in_the_script_are_those_of_the_layout() -> None:
     """The script, which cannot import the layout, spells its names the same way."""
     assert f"{ENV_NAME}/.skylib-digest" in PROBE_INPUT.decode()
-    assert f"for temp in {TEMP_DIR} " in PROBE_INPUT.decode()
+    assert f"usual=${{1:-{TEMP_DIR}}}" in PROBE_INPUT.decode()
 
 
 def test_probe_asks_over_a_transport(tmp_path: Path) -> None:
