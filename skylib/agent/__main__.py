@@ -1,0 +1,48 @@
+"""The bundle's commands: daemon, bridge, end; supervise and ranks are for the agent itself.
+
+Each loads only what it needs: a bridge or a rank's supervisor must start in hundredths of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Dict, List
+
+__all__ = ["main"]
+
+_MODULES = {"daemon": "daemon", "bridge": "bridge", "end": "ending", "supervise": "supervisor", "ranks": "ranks"}
+
+
+def _options(words: List[str]) -> Dict[str, str]:
+    """--name value pairs; a --name without a value is "1"."""
+    options: Dict[str, str] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:]
+            options[name] = "1"
+        else:
+            options[name] = word
+    return options
+
+
+def main(argv: List[str]) -> int:
+    """2 for a command line that means nothing."""
+    command = argv[0] if argv else ""
+    options = _options(argv[1:])
+    needs = "socket" if command == "bridge" else "config"
+    if command not in _MODULES or (command != "supervise" and needs not in options):
+        sys.stderr.write("usage: daemon --config FILE | bridge --socket PATH | end --config FILE [--grace-s SECONDS]\n")
+        return 2
+    module = importlib.import_module(f".{_MODULES[command]}", __package__)
+    if command == "supervise":
+        return int(module.main())
+    if command == "end":
+        grace, after = float(options.get("grace-s", "5")), float(options.get("after-s", "0"))
+        return int(module.main(options["config"], grace_s=grace, after_s=after, detach="detach" in options))
+    return int(module.main(options[needs]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

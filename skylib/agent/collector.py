@@ -1,0 +1,136 @@
+"""Brings what ranks write and how they end to the head: one waiting call to each node that has something to watch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set
+
+from .config import AgentConfig
+from .link import RankError, Ranks
+from .merged import MergedLog
+from .node import Key
+
+__all__ = ["Collector"]
+
+_log = logging.getLogger(__name__)
+_POLL_S = 20.0
+_RETRY_S = 0.2
+
+
+class _Rank(NamedTuple):
+    log_dir: str
+    ended: Callable[[Mapping[str, Any]], None]
+
+
+class Collector:
+    """Merged logs of the jobs that run, and the ends of their ranks.
+
+    on_bytes: called with a job's task id when its merged log has grown.
+    """
+
+    def __init__(self, config: AgentConfig, ranks: Ranks) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._watched: Dict[int, Dict[Key, _Rank]] = {}
+        self._unsent: Dict[int, Set[Key]] = {}
+        self._tasks: Dict[int, asyncio.Task[None]] = {}
+        self._wake: Dict[int, asyncio.Event] = {}
+        self._logs: Dict[str, MergedLog] = {}
+        self.on_bytes: Callable[[str], None] = lambda task_id: None
+
+    def open(self, task_id: str, log_dir: str) -> None:
+        """Before the first rank of a job is added."""
+        if task_id not in self._logs:
+            self._logs[task_id] = MergedLog(os.path.join(self._config.logs, log_dir))
+
+    def close(self, task_id: str) -> None:
+        for watched in self._watched.values():
+            for key in [key for key in watched if key[0] == task_id]:
+                del watched[key]
+        log = self._logs.pop(task_id, None)
+        if log is not None:
+            log.close()
+
+    def add(self, node: int, key: Key, log_dir: str, ended: Callable[[Mapping[str, Any]], None]) -> None:
+        self._watched.setdefault(node, {})[key] = _Rank(log_dir, ended)
+        self._unsent.setdefault(node, set()).add(key)
+        wake = self._wake.setdefault(node, asyncio.Event())
+        wake.set()
+        if node not in self._tasks:
+            self._tasks[node] = asyncio.ensure_future(self._follow(node))
+        else:
+            asyncio.ensure_future(self._announce(node))
+
+    def lose(self, node: int, why: str) -> None:
+        """The node is gone: its ranks are lost."""
+        for key, rank in list(self._watched.get(node, {}).items()):
+            self._watched[node].pop(key, None)
+            rank.ended({"lost": why})
+
+    def stop(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+
+    async def _announce(self, node: int) -> None:
+        """Tells the node which ranks to look after; a poll that waits there sees them at once."""
+        for key in list(self._unsent.get(node, ())):
+            rank = self._watched.get(node, {}).get(key)
+            self._unsent[node].discard(key)
+            if rank is None:
+                continue
+            try:
+                await self._ranks.call(node, "watch", key, rank.log_dir, self._source(key), timeout_s=30.0)
+            except (RankError, asyncio.TimeoutError):
+                self._unsent[node].add(key)
+                return
+
+    def _source(self, key: Key) -> int:
+        log = self._logs.get(key[0])
+        return log.source.get((key[1], key[2]), 0) if log is not None else 0
+
+    async def _follow(self, node: int) -> None:
+        """For as long as the agent lives. A node that does not answer is asked again, from where its logs are known."""
+        done: List[Key] = []
+        while True:
+            watched = self._watched.setdefault(node, {})
+            if not watched and not done:
+                self._wake[node].clear()
+                await self._wake[node].wait()
+                continue
+            try:
+                await self._announce(node)
+                taken = {key: self._source(key) for key in watched}
+                reply = await self._ranks.call(node, "poll", taken, done, _POLL_S, timeout_s=_POLL_S + 10.0)
+                done = self._take(node, reply)
+            except (RankError, asyncio.TimeoutError) as exc:
+                if not isinstance(exc, RankError) or exc.kind not in ("link", "node"):
+                    _log.warning("node %d cannot be followed now: %s", node, exc)
+                await asyncio.sleep(_RETRY_S)
+                self._unsent.setdefault(node, set()).update(watched)
+            except (OSError, ValueError):
+                _log.exception("what node %d wrote could not be written down; trying again", node)
+                await asyncio.sleep(1.0)
+                self._unsent.setdefault(node, set()).update(watched)
+
+    def _take(self, node: int, reply: Any) -> List[Key]:
+        """Writes what came; the ends that came with it are told afterwards."""
+        pieces, ends, unknown = reply
+        grown: Set[str] = set()
+        watched = self._watched[node]
+        for key, piece in pieces:
+            log = self._logs.get(key[0])
+            if log is not None and key in watched:
+                label = self._config.nodes[node].label
+                log.append(key[1], label, key[2], piece.offset, piece.data, goes_on=piece.open)
+                grown.add(key[0])
+        for task_id in grown:
+            self.on_bytes(task_id)
+        for key, record in ends:
+            rank = watched.pop(key, None)
+            if rank is not None:
+                rank.ended(record)
+        self._unsent.setdefault(node, set()).update(key for key in unknown if key in watched)
+        return [key for key, _ in ends]

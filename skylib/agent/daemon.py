@@ -1,0 +1,313 @@
+"""The agent as a process: one for each node, found by its socket, kept single by a lock on a file."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+from .autostop import Autostop, parse_autostop, stop_due_in
+from .config import AgentConfig, load_config
+from .db import JobsDb
+from .ending import end_cluster
+from .engine import Engine
+from .link import RankError, RayLink
+from .processes import ancestors, is_alive, own, read
+from .protocol import PROTOCOL, TOKEN_VARIABLE
+from .server import Server, Verb
+from .supervisor import write_file
+from .verbs import HeadVerbs, Keeper, worker_verbs
+
+__all__ = ["main"]
+
+_log = logging.getLogger(__name__)
+_NODE_LOST_S = 12.0
+_TICK_S = 1.0
+_GRACE_S = 3.0
+_GONE_S = 6.0
+_START_S = 20.0
+_ACTIVE_KEY = "last_event"
+_AUTOSTOP_KEY = "autostop"
+
+
+class Daemon(Keeper):
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.started_at = self.last_event = time.time()
+        self.autostop: Optional[Autostop] = None
+        self._leaving = asyncio.Event()
+        self._engine: Optional[Engine] = None
+        self._gone_since: Dict[int, float] = {}
+
+    async def run(self, ready: Any) -> None:
+        """Until it is told to leave. ready: called once the socket accepts."""
+        verbs = self._head() if self.config.role == "head" else worker_verbs(self.config, self)
+        hello = {
+            "protocol": PROTOCOL,
+            "bundle": self.config.bundle,
+            "cluster": self.config.cluster,
+            "cluster_id": self.config.cluster_id,
+            "role": self.config.role,
+        }
+        server = Server(self.config.socket, hello, verbs)
+        await server.listen()
+        ready()
+        loop = asyncio.get_event_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leaving.set)
+        work: List[asyncio.Task[None]] = []
+        if self._engine is not None:
+            self._engine.load()
+            work = [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
+        await self._leaving.wait()
+        await server.close()
+        if self._engine is not None:
+            self._engine.stop()
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        if self._engine is not None:
+            self._engine.db.close()
+
+    def _head(self) -> Dict[str, Verb]:
+        db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
+        self._engine = Engine(self.config, db, RayLink(self.config))
+        self._engine.on_event = self.touch
+        self._engine.ranks.on_change = self._nodes_changed
+        kept = db.get(_AUTOSTOP_KEY)
+        if kept is not None and kept.get("cluster_id") == self.config.cluster_id:
+            self.autostop = parse_autostop(kept["setting"])
+        else:
+            self.set_autostop(parse_autostop(self.config.autostop))
+        return HeadVerbs(self._engine, self).table()
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("only the head has an engine")
+        return self._engine
+
+    # --- nodes that come and go
+
+    def _nodes_changed(self) -> None:
+        engine = self.engine
+        if engine.ranks.up:
+            engine.schedule()
+        engine.tell(0)
+
+    async def _tick(self) -> None:
+        while True:
+            try:
+                await asyncio.sleep(self._pause())
+                self._lose_nodes(time.monotonic())
+                due = stop_due_in(
+                    self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time()
+                )
+                if due == 0 and not self.engine.stopping:
+                    await self._autostop()
+            except asyncio.CancelledError:
+                raise
+            except Exception:  # boundary: the timer goes on whatever happens
+                _log.exception("in the daemon's timer")
+
+    def _pause(self) -> float:
+        due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
+        return _TICK_S if due is None else min(max(due, 0.02), _TICK_S)
+
+    def _lose_nodes(self, now: float) -> None:
+        """A node that Ray says is gone for some seconds is lost, and with it its ranks."""
+        ranks = self.engine.ranks
+        if not ranks.up or not ranks.nodes:
+            self._gone_since.clear()
+            return
+        alive = set(ranks.alive())
+        for node in self.config.nodes:
+            if node.rank in alive:
+                self._gone_since.pop(node.rank, None)
+            elif now - self._gone_since.setdefault(node.rank, now) > _NODE_LOST_S:
+                self.engine.collector.lose(node.rank, f"node {node.host} is gone")
+
+    # --- idleness
+
+    def touch(self) -> None:
+        self.last_event = time.time()
+
+    def set_autostop(self, setting: Optional[Autostop]) -> None:
+        self.autostop = setting
+        self.touch()
+        value = {"cluster_id": self.config.cluster_id, "setting": setting.to_json() if setting else None}
+        self.engine.db.put(_AUTOSTOP_KEY, value)
+
+    async def _autostop(self) -> None:
+        setting = self.autostop
+        _log.info("idle for long enough: stopping")
+        record = {"at": time.time(), "reason": "autostop", "down": bool(setting and setting.down)}
+        await self.stop_all()
+        write_file(os.path.join(self.config.sky, "stopped.json"), json.dumps(record).encode())
+        self.leave()
+
+    # --- the end
+
+    async def stop_all(self) -> List[Dict[str, Any]]:
+        """Ends jobs, then Ray and all else on every node that can be reached; this node last, this process not at all."""
+        engine = self.engine
+        engine.stopping = True
+        await engine.cancel([], everything=True)
+        here = self.config.me.ip
+        others = [node.rank for node in self.config.nodes if node.rank != self.config.rank and node.ip != here]
+        asked = list(await asyncio.gather(*(self._end_other(rank) for rank in others)))
+        await self._wait_gone({entry["rank"]: entry for entry in asked if entry["error"] is None})
+        mine = await self.stop_here()
+        same = [node.rank for node in self.config.nodes if node.rank != self.config.rank and node.ip == here]
+        results = [{"rank": self.config.rank, **mine, "error": None}, *asked]
+        results += [{"rank": rank, "ended": [], "survivors": [], "error": None} for rank in same]
+        return sorted(results, key=lambda entry: int(entry["rank"]))
+
+    async def _end_other(self, rank: int) -> Dict[str, Any]:
+        try:
+            pids = await self.engine.ranks.call(rank, "end_node", 0.1, _GRACE_S, timeout_s=10.0)
+        except (RankError, asyncio.TimeoutError) as exc:
+            return {"rank": rank, "ended": [], "survivors": [], "error": str(exc) or type(exc).__name__}
+        return {"rank": rank, "ended": pids, "survivors": [], "error": None}
+
+    async def _wait_gone(self, asked: Dict[int, Dict[str, Any]]) -> None:
+        """Until Ray says that those nodes are gone; one that is not in time has an error."""
+        until = time.monotonic() + _GONE_S
+        while time.monotonic() < until and set(asked) & set(self.engine.ranks.alive()):
+            await asyncio.sleep(0.05)
+        for rank in set(asked) & set(self.engine.ranks.alive()):
+            asked[rank]["error"] = "Ray still sees the node"
+
+    async def stop_here(self) -> Dict[str, Any]:
+        def work() -> Dict[str, Any]:
+            result = end_cluster(self.config, grace_s=_GRACE_S, spare=ancestors(own(), os.getpid()))
+            return {"ended": result.ended, "survivors": result.survivors}
+
+        return await asyncio.get_event_loop().run_in_executor(None, work)
+
+    def leave(self) -> None:
+        self._leaving.set()
+
+
+# --- becoming a daemon
+
+
+def _lock(config: AgentConfig) -> Tuple[int, Optional[Dict[str, Any]]]:
+    """(handle, None) with the lock held, or (-1, who holds it)."""
+    handle = os.open(os.path.join(config.sky, "agent.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle, None
+    except OSError:
+        text = os.pread(handle, 4096, 0).decode()
+        os.close(handle)
+        return -1, json.loads(text) if text else {}
+
+
+def _take_over(config: AgentConfig) -> int:
+    """The lock's handle; -1 when the very same agent runs already. An agent of another bundle or cluster makes room."""
+    until = time.monotonic() + _START_S
+    asked: Set[int] = set()
+    while True:
+        handle, holder = _lock(config)
+        if holder is None:
+            return handle
+        same = holder.get("bundle") == config.bundle and holder.get("cluster_id") == config.cluster_id
+        if same and holder.get("listens"):
+            return -1
+        pid, start = int(holder.get("pid") or 0), int(holder.get("start") or 0)
+        if not same and pid and pid not in asked and is_alive(pid, start):
+            asked.add(pid)
+            os.kill(pid, signal.SIGTERM)
+        if time.monotonic() > until:
+            raise TimeoutError(f"another agent holds {config.sky}/agent.lock: {holder}")
+        time.sleep(0.02)
+
+
+def _write_holder(handle: int, config: AgentConfig, *, listens: bool) -> None:
+    me = read(os.getpid())
+    holder = {
+        "pid": os.getpid(),
+        "start": me.start if me else 0,
+        "bundle": config.bundle,
+        "cluster_id": config.cluster_id,
+        "listens": listens,
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def _detach(config: AgentConfig, report: int) -> None:
+    """A session of its own, nobody's child, stdio to the log; `report` stays open."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+
+
+def _serve(config: AgentConfig, report: int) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        lock = _take_over(config)
+        if lock < 0:
+            os.write(report, b"already")
+            return 0
+        _write_holder(lock, config, listens=False)
+
+        def ready() -> None:
+            _write_holder(lock, config, listens=True)
+            os.write(report, b"ready")
+            os.close(report)
+
+        async def run() -> None:
+            await Daemon(config).run(ready)
+
+        asyncio.run(run())
+        return 0
+    except BaseException as exc:
+        _log.exception("the agent failed")
+        try:
+            os.write(report, f"failed: {exc!r}".encode())
+        except OSError:
+            pass
+        return 1
+
+
+def main(config_path: str) -> int:
+    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise."""
+    config = load_config(config_path)
+    if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
+        environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environ)
+    os.makedirs(config.sky, mode=0o700, exist_ok=True)
+    answer, report = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.close(answer)
+        _detach(config, report)
+        os._exit(_serve(config, report))
+    os.close(report)
+    os.waitpid(first, 0)
+    said = b""
+    while True:
+        data = os.read(answer, 4096)
+        said += data
+        if not data or said in (b"ready", b"already"):
+            break
+    if said in (b"ready", b"already"):
+        return 0
+    sys.stderr.write(f"the agent did not start ({said.decode() or 'it said nothing'}); see {config.log_file}\n")
+    return 1

@@ -1,0 +1,309 @@
+"""The job queue: admits jobs, starts them in order, sees each to its end, and goes on after a restart of the agent.
+
+Everything here runs in one event loop. A job's status is in jobs.db before anyone is told of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from .collector import Collector
+from .config import AgentConfig
+from .db import JobsDb
+from .job import Job, demand_of, describe_demand, log_dir_name, task_id_of, time_stamp
+from .link import Ranks
+from .protocol import TERMINAL
+from .runner import Runner
+from .scheduler import Cluster, Waiting, impossible, schedule
+from .supervisor import write_file
+
+__all__ = ["Engine", "Refused"]
+
+_log = logging.getLogger(__name__)
+
+
+class Refused(Exception):
+    """A request that cannot be served. kind: the protocol's name for the cause; facts travel with the error."""
+
+    def __init__(self, kind: str, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.facts = facts
+
+
+class Engine:
+    """on_event: called whenever jobs begin or end, which is what idleness is about."""
+
+    def __init__(self, config: AgentConfig, db: JobsDb, ranks: Ranks) -> None:
+        self.config = config
+        self.db = db
+        self.ranks = ranks
+        self.collector = Collector(config, ranks)
+        self.jobs: Dict[int, Job] = {}
+        self.on_event: Callable[[], None] = lambda: None
+        self.stopping = False
+        self._queue: Dict[int, None] = {}
+        self._runners: Dict[int, Runner] = {}
+        self._tasks: Set[asyncio.Task[None]] = set()
+        self._listeners: Dict[int, List[asyncio.Event]] = {}
+        self._by_task: Dict[str, int] = {}
+        self.collector.on_bytes = lambda task_id: self.tell(self._by_task.get(task_id, 0))
+
+    # --- beginning
+
+    def load(self) -> None:
+        """What jobs.db knows: queued jobs are queued, running ones are looked for on their nodes."""
+        for row in self.db.rows():
+            spec = {} if row["status"] in TERMINAL else self.db.spec(row["job_id"])
+            job = Job(row, demand_of(spec))
+            self._name(job, row["run_timestamp"])
+            self.jobs[job.job_id] = job
+            if job.is_terminal:
+                continue
+            self._by_task[job.task_id] = job.job_id
+            if job.status in ("INIT", "PENDING"):
+                self._queue[job.job_id] = None
+            else:
+                self._run(job, resumed=True)
+
+    def _name(self, job: Job, stamp: str) -> None:
+        """Names that follow from a job's number; missing only if the agent died while it admitted the job."""
+        if not job.task_id:
+            job.task_id = task_id_of(stamp, self.config.cluster, job.job_id)
+            job.log_dir = os.path.join(self.config.logs, log_dir_name(job.job_id, job.name))
+            self.db.update([(job.job_id, {"task_id": job.task_id, "log_dir": job.log_dir})])
+
+    # --- requests
+
+    def submit(self, specs: Sequence[Mapping[str, Any]], now: float) -> List[Dict[str, Any]]:
+        """Queues jobs, all or none. Raises Refused: "stopping", "impossible", "invalid"."""
+        if self.stopping:
+            raise Refused("stopping", "the cluster is being stopped")
+        rows = [self._row(spec, now) for spec in specs]
+        for spec in specs:
+            if not isinstance(spec.get("secrets") or {}, dict):
+                raise Refused("invalid", "secrets is not a mapping")
+        admitted = self.db.insert(rows)
+        names: List[Tuple[int, Dict[str, Any]]] = []
+        for spec, row, (job_id, adopted) in zip(specs, rows, admitted):
+            if adopted:
+                continue
+            job = Job({**row, "job_id": job_id, **_EMPTY}, demand_of(spec))
+            job.task_id = task_id_of(row["run_timestamp"], self.config.cluster, job_id)
+            job.log_dir = os.path.join(self.config.logs, log_dir_name(job_id, job.name))
+            names.append((job_id, {"task_id": job.task_id, "log_dir": job.log_dir}))
+            self._keep_secrets(job_id, spec.get("secrets") or {})
+            self.jobs[job_id] = job
+            self._by_task[job.task_id] = job_id
+            self._queue[job_id] = None
+        if names:
+            self.db.update(names)
+            self.on_event()
+            self.schedule()
+        return [{"job_id": job_id, "adopted": adopted, "task_id": self.jobs[job_id].task_id} for job_id, adopted in admitted]
+
+    def _row(self, spec: Mapping[str, Any], now: float) -> Dict[str, Any]:
+        num_nodes = int(spec.get("num_nodes") or 1)
+        try:
+            demand = demand_of(spec)
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise Refused("invalid", f"demand: {exc}") from exc
+        why = impossible(self.config.nodes, num_nodes, demand)
+        if why:
+            raise Refused("impossible", why)
+        return {
+            "job_name": str(spec.get("name") or ""),
+            "username": str(spec.get("user") or self.config.user),
+            "submitted_at": now,
+            "status": "PENDING",
+            "run_timestamp": time_stamp(now),
+            "resources": describe_demand(num_nodes, spec.get("demand") or {}),
+            "num_nodes": num_nodes,
+            "job_key": spec.get("key") or None,
+            "spec": json.dumps({name: value for name, value in spec.items() if name != "secrets"}),
+        }
+
+    def find(self, job_id: Optional[int]) -> Job:
+        """The newest job for None. Raises Refused "not_found"."""
+        if job_id is None and self.jobs:
+            job_id = next(reversed(self.jobs))
+        job = self.jobs.get(job_id or 0)
+        if job is None:
+            raise Refused("not_found", f"there is no job {job_id} on this cluster" if job_id else "there are no jobs", job_id=job_id)
+        return job
+
+    def show(self, job: Job) -> Dict[str, Any]:
+        return job.show(self._waiting_for(job, {}) if job.job_id in self._queue else "")
+
+    def queue(self, *, everything: bool) -> List[Dict[str, Any]]:
+        memo: Dict[str, str] = {}
+        chosen = (job for job in self.jobs.values() if everything or not job.is_terminal)
+        return [job.show(self._waiting_for(job, memo) if job.job_id in self._queue else "") for job in chosen]
+
+    def _waiting_for(self, job: Job, memo: Dict[str, str]) -> str:
+        first = next(iter(self._queue))
+        if job.job_id != first:
+            return f"job {first}, which is first in the queue"
+        if not self.ranks.alive():
+            return "Ray to come up"
+        if "first" not in memo:
+            memo["first"] = self._cluster().wants(job.num_nodes, job.demand)
+        return memo["first"]
+
+    async def cancel(self, job_ids: Sequence[int], *, everything: bool) -> List[Dict[str, Any]]:
+        """Queued jobs at once, in one transaction; the others when their processes are gone."""
+        if everything:
+            chosen = [job for job in self.jobs.values() if not job.is_terminal]
+        elif job_ids:
+            chosen = [self.find(job_id) for job_id in job_ids]
+        else:
+            running = [job for job in self.jobs.values() if job.status in ("SETTING_UP", "RUNNING")]
+            chosen = running[-1:]
+        queued = [job for job in chosen if job.job_id in self._queue]
+        for job in queued:
+            del self._queue[job.job_id]
+        self.finish_many([(job, "CANCELLED", "cancelled while it waited", []) for job in queued])
+        running_now = [job for job in chosen if job.job_id in self._runners]
+        results = await asyncio.gather(*(self._runners[job.job_id].cancel() for job in running_now))
+        ended = {job.job_id: result for job, result in zip(running_now, results)}
+        self.schedule()
+        nothing: Dict[str, List[int]] = {"ended": [], "survivors": []}
+        return [{"job_id": job.job_id, **ended.get(job.job_id, nothing)} for job in chosen]
+
+    # --- scheduling
+
+    def _cluster(self) -> Cluster:
+        held = [(self.jobs[job_id].demand, self.jobs[job_id].placement) for job_id in self._runners]
+        return Cluster(self.config.nodes, self.ranks.alive(), held)
+
+    def schedule(self) -> None:
+        """Starts what can start now. Called whenever something may have become free."""
+        if not self._queue or self.stopping or not self.ranks.up:
+            return
+        cluster = self._cluster()
+        waiting: List[Waiting] = []
+        for job_id in self._queue:  # no more than could possibly start: a long queue is not walked each time
+            job = self.jobs[job_id]
+            waiting.append(Waiting(job_id, job.num_nodes, job.demand))
+            if len(waiting) >= 256:
+                break
+        for job_id, placement in schedule(cluster, waiting):
+            job = self.jobs[job_id]
+            del self._queue[job_id]
+            job.placement = placement
+            self._run(job, resumed=False)
+
+    def _run(self, job: Job, *, resumed: bool) -> None:
+        runner = Runner(self, job, self.db.spec(job.job_id), self._secrets(job.job_id))
+        self._runners[job.job_id] = runner
+        task = asyncio.ensure_future(self._see_through(job, runner, resumed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _see_through(self, job: Job, runner: Runner, resumed: bool) -> None:
+        try:
+            await runner.run(resumed=resumed)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:  # boundary: one job's trouble is that job's
+            _log.exception("job %d", job.job_id)
+            self.finish_many([(job, "FAILED_DRIVER", f"the agent failed: {exc}", job.exit_codes)])
+        finally:
+            self._runners.pop(job.job_id, None)
+        self.schedule()
+
+    # --- what runners tell
+
+    def change(self, job: Job, **columns: Any) -> None:
+        self.db.update([(job.job_id, columns)])
+        self.tell(job.job_id)
+
+    def finish_many(self, ends: Sequence[Tuple[Job, str, str, Sequence[Optional[int]]]]) -> None:
+        """The end of jobs: status, cause, exit codes. A job that has ended already stays as it is."""
+        now = time.time()
+        changes = []
+        for job, status, cause, codes in ends:
+            if job.is_terminal:
+                continue
+            job.status, job.cause, job.exit_codes, job.ended_at = status, cause, list(codes), now
+            text = ",".join("" if code is None else str(code) for code in codes)
+            changes.append((job.job_id, {"status": status, "cause": cause, "exit_codes": text, "end_at": now}))
+        if not changes:
+            return
+        self.db.update(changes)
+        for job_id, _ in changes:
+            self.collector.close(self.jobs[job_id].task_id)
+            self._drop_secrets(job_id)
+            self.tell(job_id)
+        self.on_event()
+
+    def tell(self, job_id: int) -> None:
+        for event in self._listeners.get(job_id, ()):
+            event.set()
+
+    def listen(self, job_id: int) -> asyncio.Event:
+        """Set whenever the job or its log changes. To be given back to `unlisten`."""
+        event = asyncio.Event()
+        self._listeners.setdefault(job_id, []).append(event)
+        return event
+
+    def unlisten(self, job_id: int, event: asyncio.Event) -> None:
+        listeners = self._listeners.get(job_id, [])
+        if event in listeners:
+            listeners.remove(event)
+        if not listeners:
+            self._listeners.pop(job_id, None)
+
+    @property
+    def active(self) -> int:
+        return len(self._queue) + len(self._runners)
+
+    def active_names(self) -> List[str]:
+        return [self.jobs[job_id].task_id for job_id in self._runners]
+
+    def stop(self) -> None:
+        """Lets go of everything without ending a job."""
+        self.collector.stop()
+        for task in list(self._tasks):
+            task.cancel()
+
+    # --- secrets: on the head's disk only, 0600, until the job has ended
+
+    def _secret_file(self, job_id: int) -> str:
+        return os.path.join(self.config.secrets, f"{job_id}.json")
+
+    def _keep_secrets(self, job_id: int, secrets: Mapping[str, Any]) -> None:
+        if secrets:
+            os.makedirs(self.config.secrets, mode=0o700, exist_ok=True)
+            write_file(self._secret_file(job_id), json.dumps(secrets).encode())
+
+    def _secrets(self, job_id: int) -> Dict[str, str]:
+        try:
+            with open(self._secret_file(job_id), "rb") as file:
+                return {str(name): str(value) for name, value in json.loads(file.read().decode()).items()}
+        except FileNotFoundError:
+            return {}
+
+    def _drop_secrets(self, job_id: int) -> None:
+        try:
+            os.unlink(self._secret_file(job_id))
+        except FileNotFoundError:
+            pass
+
+
+_EMPTY: Dict[str, Any] = {
+    "start_at": None,
+    "end_at": None,
+    "log_dir": "",
+    "exit_codes": "",
+    "task_id": "",
+    "cause": "",
+    "placement": "",
+    "phase": "",
+    "launched": 0,
+}

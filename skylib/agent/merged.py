@@ -1,0 +1,176 @@
+"""A job's merged log: text for humans, and an index beside it that says for each piece whose it is.
+
+run.log holds lines as "(head, rank=0) text"; run.idx holds one fixed-size record for each piece of it: whole lines of one
+rank that were read together. A piece whose last line goes on later, or that ends without a newline, gets a newline in
+run.log all the same; flags say so. The text is written first, then its record: what has no record does not exist. A
+record holds how far the rank's own file was read, so collecting goes on exactly there after a crash.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import struct
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+__all__ = ["MergedLog", "MergedReader", "Record"]
+
+_RECORD = struct.Struct("<QQQdHHBBxx")  # start, end, source_end, time, rank, prefix, stream, flags
+_STREAMS = ("setup", "run")
+_OPEN = 1  # the last line goes on in the rank's next piece
+
+
+class Record(NamedTuple):
+    """start, end: in run.log. source_end: in the rank's own file. prefix: length of each line's prefix in bytes."""
+
+    start: int
+    end: int
+    source_end: int
+    time: float
+    rank: int
+    prefix: int
+    stream: int
+    flags: int
+
+
+def prefix_of(stream: str, node: str, rank: int) -> bytes:
+    return f"({node}, rank={rank}) ".encode() if stream == "run" else f"(setup {node}, rank={rank}) ".encode()
+
+
+class MergedLog:
+    """The writer. One for each job that runs."""
+
+    def __init__(self, log_dir: str) -> None:
+        os.makedirs(log_dir, mode=0o700, exist_ok=True)
+        self._text = os.open(os.path.join(log_dir, "run.log"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._index = os.open(os.path.join(log_dir, "run.idx"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.source: Dict[Tuple[str, int], int] = {}
+        self.end = 0
+        self._recover()
+
+    def _recover(self) -> None:
+        """Cuts off what a crash left half done."""
+        count = os.fstat(self._index).st_size // _RECORD.size
+        data = os.pread(self._index, count * _RECORD.size, 0)
+        size = os.fstat(self._text).st_size
+        kept = 0
+        for fields in _RECORD.iter_unpack(data):
+            record = Record(*fields)
+            if record.start != self.end or record.end > size:
+                break
+            self.end = record.end
+            self.source[_STREAMS[record.stream], record.rank] = record.source_end
+            kept += 1
+        os.ftruncate(self._index, kept * _RECORD.size)
+        os.ftruncate(self._text, self.end)
+        os.lseek(self._index, 0, os.SEEK_END)
+        os.lseek(self._text, 0, os.SEEK_END)
+
+    def append(self, stream: str, node: str, rank: int, offset: int, data: bytes, *, goes_on: bool, now: Optional[float] = None) -> None:
+        """A piece of a rank's file. One that was here before is passed over; a gap raises ValueError."""
+        done = self.source.get((stream, rank), 0)
+        if offset > done:
+            raise ValueError(f"{stream} of rank {rank}: piece at {offset}, but only {done} bytes were collected")
+        if offset + len(data) <= done:
+            return
+        data = data[done - offset :]
+        prefix = prefix_of(stream, node, rank)
+        body = data[:-1] if data.endswith(b"\n") else data
+        text = prefix + body.replace(b"\n", b"\n" + prefix) + b"\n"
+        self._write(self._text, text)
+        source_end = done + len(data)
+        flags = _OPEN if goes_on else 0
+        record = Record(
+            self.end, self.end + len(text), source_end, now or time.time(), rank, len(prefix), _STREAMS.index(stream), flags
+        )
+        self._write(self._index, _RECORD.pack(*record))
+        self.end = record.end
+        self.source[stream, rank] = source_end
+
+    @staticmethod
+    def _write(handle: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(handle, view) :]
+
+    def close(self) -> None:
+        os.close(self._text)
+        os.close(self._index)
+
+
+class MergedReader:
+    """Reads from an offset on, as far as the index goes. labels: what the prefix says of the node is taken from it."""
+
+    def __init__(self, log_dir: str, offset: int) -> None:
+        self._text_path = os.path.join(log_dir, "run.log")
+        self._index_path = os.path.join(log_dir, "run.idx")
+        self.offset = offset
+        self._next: Optional[int] = None  # number of the first record that is not read to its end
+
+    def read(self, budget: int = 1 << 18) -> List[Dict[str, Any]]:
+        """The next lines as the protocol's items, about `budget` bytes of them; [] when there are none now."""
+        items: List[Dict[str, Any]] = []
+        try:
+            with open(self._index_path, "rb", buffering=0) as index, open(self._text_path, "rb", buffering=0) as text:
+                while budget > 0:
+                    record = self._record(index.fileno())
+                    if record is None:
+                        break
+                    start = max(self.offset, record.start)
+                    data = os.pread(text.fileno(), record.end - record.start, record.start)
+                    if len(data) < record.end - record.start:
+                        break
+                    items.extend(_items(record, data, start))
+                    budget -= record.end - start
+                    self.offset = record.end
+                    self._next = (self._next or 0) + 1
+        except FileNotFoundError:
+            return items
+        return items
+
+    def _record(self, index: int) -> Optional[Record]:
+        if self._next is None:
+            self._next = self._find(index)
+        data = os.pread(index, _RECORD.size, self._next * _RECORD.size)
+        return Record(*_RECORD.unpack(data)) if len(data) == _RECORD.size else None
+
+    def _find(self, index: int) -> int:
+        """Number of the first record that ends after our offset."""
+        low, high = 0, os.fstat(index).st_size // _RECORD.size
+        while low < high:
+            middle = (low + high) // 2
+            record = Record(*_RECORD.unpack(os.pread(index, _RECORD.size, middle * _RECORD.size)))
+            if record.end > self.offset:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def _items(record: Record, data: bytes, start: int) -> Iterator[Dict[str, Any]]:
+    """Lines of one piece, from `start` on."""
+    stream = _STREAMS[record.stream]
+    label = data[: record.prefix].decode("utf-8", "replace")
+    node = label[len("(setup ") if stream == "setup" else 1 :].partition(",")[0]
+    position = 0
+    for line in data[:-1].split(b"\n"):
+        offset = record.start + position
+        position += len(line) + 1
+        if offset < start:
+            continue
+        item: Dict[str, Any] = {
+            "offset": offset,
+            "next_offset": record.start + position,
+            "rank": record.rank,
+            "node": node,
+            "stream": stream,
+            "time": record.time,
+            "partial": bool(record.flags & _OPEN) and record.start + position == record.end,
+        }
+        content = line[record.prefix :]
+        try:
+            item["text"] = content.decode("utf-8")
+        except UnicodeDecodeError:
+            item["b64"] = base64.b64encode(content).decode("ascii")
+        yield item

@@ -1,0 +1,270 @@
+"""Sees one job through: reserve its nodes, set up, run, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Any, Awaitable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+
+from .collector import Collector
+from .config import AgentConfig, NodeConfig
+from .db import JobsDb
+from .gang import Gang, Outcome
+from .job import Job, bundle_of, format_placement, run_environment, setup_environment
+from .link import LinkDown, RankError, Ranks
+
+__all__ = ["Board", "Runner"]
+
+_log = logging.getLogger(__name__)
+_STARTING_S = 10.0
+
+
+class Board(Protocol):
+    """What a runner needs of the engine."""
+
+    config: AgentConfig
+    db: JobsDb
+    ranks: Ranks
+    collector: Collector
+
+    def change(self, job: Job, **columns: Any) -> None: ...
+
+    def finish_many(self, ends: Sequence[Tuple[Job, str, str, Sequence[Optional[int]]]]) -> None: ...
+
+
+class Runner:
+    """One for each job between the queue and its end."""
+
+    def __init__(self, engine: Board, job: Job, spec: Mapping[str, Any], secrets: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._job = job
+        self._spec = spec
+        self._secrets = secrets
+        self._gang: Optional[Gang] = None
+        self._cancelled = False
+        self._over = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._killed: Dict[str, List[int]] = {"ended": [], "survivors": []}
+
+    async def run(self, *, resumed: bool) -> None:
+        try:
+            if resumed:
+                await self._resume()
+            else:
+                await self._begin()
+        finally:
+            self._over.set()
+            await self._release()
+
+    async def cancel(self) -> Dict[str, List[int]]:
+        """Ends the job and everything it began; answers when that is done."""
+        self._cancelled = True
+        self._wake.set()
+        await self._over.wait()
+        return self._killed
+
+    # --- phases
+
+    async def _begin(self) -> None:
+        job, engine = self._job, self._engine
+        engine.db.update([(job.job_id, {"placement": format_placement(job.placement)})])
+        if not await self._reserve():
+            return
+        engine.collector.open(job.task_id, os.path.basename(job.log_dir))
+        if await self._setup():
+            await self._run()
+
+    async def _reserve(self) -> bool:
+        """Until Ray holds the resources; False when the job was cancelled before."""
+        job, ranks = self._job, self._engine.ranks
+        while not self._cancelled:
+            try:
+                bundles = [
+                    bundle_of(self._engine.config, rank.node, job.demand, ranks.nodes[rank.node]["resources"])
+                    for rank in job.placement
+                ]
+                if await self._unless_cancelled(ranks.reserve(job.task_id, bundles)):
+                    return True
+            except (LinkDown, KeyError):
+                await asyncio.sleep(0.2)
+            except RankError as exc:
+                _log.warning("job %d: Ray refuses its resources: %s", job.job_id, exc)
+                await asyncio.sleep(1.0)
+        self._finish("CANCELLED", "cancelled while it waited", [])
+        return False
+
+    async def _unless_cancelled(self, work: Awaitable[bool]) -> bool:
+        task = asyncio.ensure_future(work)
+        stopper = asyncio.ensure_future(self._wake.wait())
+        await asyncio.wait([task, stopper], return_when=asyncio.FIRST_COMPLETED)
+        stopper.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        return False
+
+    async def _setup(self) -> bool:
+        job, config = self._job, self._engine.config
+        if not str(self._spec.get("setup") or "").strip():
+            return True
+        self._status("SETTING_UP", phase="setup")
+        nodes = self._setup_nodes()
+        todo = list(range(len(nodes)))
+        marker = str(self._spec.get("setup_hash") or "")
+        if marker and self._spec.get("skip_setup_if_done"):
+            done = await asyncio.gather(*(self._is_done(node.rank, marker) for node in nodes))
+            todo = [index for index in todo if not done[index]]
+        specs = []
+        for index in todo:
+            environment = setup_environment(config, job, self._spec, self._secrets, nodes, index)
+            specs.append({**self._common("setup", index, str(self._spec["setup"]), environment), "marker": marker})
+        gang = Gang(self._engine.ranks, self._engine.collector, job.task_id, "setup", [nodes[index] for index in todo], todo)
+        outcome = await self._drive(gang, specs)
+        if outcome is None:
+            return False
+        if outcome.cause:
+            self._finish("FAILED_DRIVER" if outcome.lost else "FAILED_SETUP", outcome.cause, outcome.codes)
+            return False
+        return True
+
+    async def _run(self) -> None:
+        job = self._job
+        if self._cancelled:
+            await self._after_cancel(None)
+            return
+        if not str(self._spec.get("run") or "").strip():
+            self._finish("SUCCEEDED", "", [0] * job.num_nodes)
+            return
+        job.launched = False
+        self._status("RUNNING", phase="run", launched=0)
+        specs = []
+        for rank in range(len(job.placement)):
+            environment = run_environment(self._engine.config, job, self._spec, self._secrets, rank)
+            specs.append(self._common("run", rank, str(self._spec["run"]), environment))
+        outcome = await self._drive(self._run_gang(), specs)
+        if outcome is not None:
+            self._end_run(outcome)
+
+    def _end_run(self, outcome: Outcome) -> None:
+        status = "SUCCEEDED" if not outcome.cause else "FAILED_DRIVER" if outcome.lost else "FAILED"
+        self._finish(status, outcome.cause, outcome.codes)
+
+    async def _resume(self) -> None:
+        """After a restart of the agent. Ranks that were all started are only looked for; others are started, if they are not."""
+        job = self._job
+        self._engine.collector.open(job.task_id, os.path.basename(job.log_dir))
+        if job.phase != "run":
+            if await self._setup():
+                await self._run()
+        elif not job.launched:
+            await self._run()
+        else:
+            outcome = await self._drive(self._run_gang(), None)
+            if outcome is not None:
+                self._end_run(outcome)
+
+    # --- parts
+
+    def _setup_nodes(self) -> Sequence[NodeConfig]:
+        config = self._engine.config
+        if self._spec.get("setup_all_nodes"):
+            return config.nodes
+        return [config.nodes[rank.node] for rank in self._job.placement]
+
+    async def _is_done(self, node: int, marker: str) -> bool:
+        try:
+            return bool(await self._engine.ranks.call(node, "setup_done", marker, self._job.task_id, timeout_s=10.0))
+        except (RankError, asyncio.TimeoutError):
+            return False
+
+    def _common(self, phase: str, rank: int, script: str, environment: Mapping[str, str]) -> Dict[str, Any]:
+        return {
+            "task_id": self._job.task_id,
+            "phase": phase,
+            "rank": rank,
+            "log_dir": os.path.basename(self._job.log_dir),
+            "script": script,
+            "task_env": environment,
+            "workdir": str(self._spec.get("workdir") or ""),
+        }
+
+    def _run_gang(self) -> Gang:
+        nodes = [self._engine.config.nodes[rank.node] for rank in self._job.placement]
+        return Gang(self._engine.ranks, self._engine.collector, self._job.task_id, "run", nodes, range(len(nodes)))
+
+    async def _drive(self, gang: Gang, specs: Optional[Sequence[Mapping[str, Any]]]) -> Optional[Outcome]:
+        """Starts (or looks for) the gang and waits for its end, a cancel or the job's timeout; None when that ended the job."""
+        job = self._job
+        self._gang = gang
+        log_dir = os.path.basename(job.log_dir)
+        waiter = asyncio.ensure_future(self._start_and_finish(gang, specs, log_dir))
+        timeout_s = self._spec.get("timeout_s")
+        left = None if timeout_s is None else max(float(timeout_s) - (time.time() - (job.started_at or time.time())), 0.0)
+        stopper = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait([waiter, stopper], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if waiter.done():
+                return waiter.result()
+            await self._wait_started(gang, waiter)
+            if self._cancelled:
+                await self._after_cancel(gang)
+            else:
+                self._killed = await gang.kill_all()
+                self._finish("FAILED", f"timed out after {float(timeout_s or 0):g} s", gang.codes)
+            return None
+        finally:
+            waiter.cancel()
+            stopper.cancel()
+
+    @staticmethod
+    async def _wait_started(gang: Gang, waiter: asyncio.Future[Outcome]) -> None:
+        """What is being started now is started first, so that it is there to be ended."""
+        started = asyncio.ensure_future(gang.started.wait())
+        await asyncio.wait([started, waiter], timeout=_STARTING_S, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+
+    async def _start_and_finish(self, gang: Gang, specs: Optional[Sequence[Mapping[str, Any]]], log_dir: str) -> Outcome:
+        if specs is not None:
+            await gang.start(specs)
+            self._job.launched = True
+            self._engine.db.update([(self._job.job_id, {"launched": 1})])
+        else:
+            gang.started.set()
+            for index in range(len(gang.nodes)):
+                gang.watch(index, log_dir)
+        return await gang.finish()
+
+    async def _after_cancel(self, gang: Optional[Gang]) -> None:
+        if gang is not None:
+            self._killed = await gang.kill_all()
+        survivors = self._killed["survivors"]
+        cause = f"cancelled; processes that could not be ended: {survivors}" if survivors else "cancelled"
+        self._finish("CANCELLED", cause, gang.codes if gang is not None else [])
+
+    def _status(self, status: str, *, phase: str, launched: int = 0) -> None:
+        job = self._job
+        job.status, job.phase = status, phase
+        job.started_at = job.started_at or time.time()
+        self._engine.change(job, status=status, phase=phase, start_at=job.started_at, launched=launched)
+
+    def _finish(self, status: str, cause: str, codes: Sequence[Optional[int]]) -> None:
+        self._engine.finish_many([(self._job, status, cause, codes)])
+
+    async def _release(self) -> None:
+        try:
+            await self._engine.ranks.release(self._job.task_id)
+        except RankError as exc:
+            _log.debug("job %d: its resources are not given back now: %s", self._job.job_id, exc)
+        places = {rank.node for rank in self._job.placement}
+        if self._spec.get("setup_all_nodes"):
+            places.update(node.rank for node in self._engine.config.nodes)
+        for node in places:
+            asyncio.ensure_future(self._forget(node))
+
+    async def _forget(self, node: int) -> None:
+        try:
+            await self._engine.ranks.call(node, "forget", self._job.task_id, timeout_s=30.0)
+        except (RankError, asyncio.TimeoutError):
+            return

@@ -1,0 +1,151 @@
+"""The agent's Unix socket: handshake, then requests by JSON lines, answered in any order. One bad request ends nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import struct
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Set, Union
+
+from .engine import Refused
+from .protocol import MAX_LINE_BYTES, PROTOCOL
+
+__all__ = ["Server", "Verb"]
+
+_log = logging.getLogger(__name__)
+
+# A verb gets its arguments and a way to send a batch of items; it returns what "ok" holds.
+Send = Callable[[List[Dict[str, Any]]], Awaitable[None]]
+Verb = Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]
+
+
+class Server:
+    def __init__(self, path: str, hello: Mapping[str, Any], verbs: Mapping[str, Verb]) -> None:
+        self._path = path
+        self._hello = dict(hello)
+        self._verbs = dict(verbs)
+        self._server: Optional[asyncio.AbstractServer] = None
+        self._connections: Set[asyncio.Task[None]] = set()
+
+    async def listen(self) -> None:
+        """Takes the place of a socket that an agent left behind; only the account itself may connect."""
+        os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+        if os.path.exists(self._path):
+            os.unlink(self._path)
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._accept, path=self._path, limit=MAX_LINE_BYTES)
+        finally:
+            os.umask(mask)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._connections):
+            task.cancel()
+        if os.path.exists(self._path):
+            os.unlink(self._path)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: Optional[asyncio.Task[None]] = asyncio.current_task()
+        if task is not None:
+            self._connections.add(task)
+        connection = _Connection(reader, writer, self._verbs)
+        try:
+            if _is_own(writer.get_extra_info("socket")) and await connection.greet(self._hello):
+                await connection.serve()
+        except (ConnectionError, asyncio.CancelledError, ValueError) as exc:
+            _log.debug("a connection ended: %r", exc)
+        finally:
+            connection.end()
+            if task is not None:
+                self._connections.discard(task)
+
+
+def _is_own(peer: socket.socket) -> bool:
+    data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", data)[1] in (os.geteuid(), 0)
+
+
+class _Connection:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, verbs: Mapping[str, Verb]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._verbs = verbs
+        self._requests: Dict[Union[int, str], asyncio.Task[None]] = {}
+        self._drain_lock = asyncio.Lock()
+
+    async def greet(self, hello: Mapping[str, Any]) -> bool:
+        line = await self._reader.readline()
+        try:
+            theirs = json.loads(line.decode())["hello"]["protocol"]
+        except (ValueError, KeyError, TypeError):
+            theirs = None
+        if theirs == PROTOCOL:
+            await self._send([{"hello": dict(hello)}])
+            return True
+        message = f"this agent speaks protocol {PROTOCOL}, not {theirs}"
+        await self._send([{"error": {"kind": "version", "message": message, "ours": PROTOCOL, "theirs": theirs}}])
+        return False
+
+    async def serve(self) -> None:
+        while True:
+            line = await self._reader.readline()
+            if not line:
+                return
+            try:
+                request = json.loads(line.decode())
+                number = request["id"]
+            except (ValueError, KeyError, TypeError) as exc:
+                await self._send([{"id": None, "error": {"kind": "invalid", "message": f"no request: {exc!r}"}}])
+                continue
+            if request.get("cancel"):
+                task = self._requests.get(number)
+                if task is not None:
+                    task.cancel()
+                continue
+            self._requests[number] = asyncio.ensure_future(self._answer(number, request))
+
+    async def _answer(self, number: Union[int, str], request: Mapping[str, Any]) -> None:
+        async def send(items: List[Dict[str, Any]]) -> None:
+            await self._send([{"id": number, "item": item} for item in items])
+
+        try:
+            verb = self._verbs.get(str(request.get("verb")))
+            if verb is None:
+                raise Refused("unknown_verb", f"there is no verb {request.get('verb')!r}")
+            reply: Dict[str, Any] = {"ok": await verb(request.get("args") or {}, send)}
+        except Refused as exc:
+            reply = {"error": {**exc.facts, "kind": exc.kind, "message": str(exc)}}
+        except asyncio.CancelledError:
+            reply = {"ok": {}}
+        except (ConnectionError, RuntimeError) as exc:
+            _log.debug("request %s: %r", number, exc)
+            reply = {"error": {"kind": "internal", "message": repr(exc)}}
+        except (KeyError, TypeError, ValueError) as exc:
+            _log.exception("request %s: %s", number, request.get("verb"))
+            reply = {"error": {"kind": "invalid", "message": repr(exc)}}
+        except Exception as exc:  # boundary: one request's trouble is that request's
+            _log.exception("request %s: %s", number, request.get("verb"))
+            reply = {"error": {"kind": "internal", "message": repr(exc)}}
+        self._requests.pop(number, None)
+        try:
+            await self._send([{"id": number, **reply}])
+        except ConnectionError:
+            return
+
+    async def _send(self, messages: List[Dict[str, Any]]) -> None:
+        """Waits while the other side does not read."""
+        if self._writer.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        self._writer.write(b"".join(json.dumps(message, separators=(",", ":")).encode() + b"\n" for message in messages))
+        async with self._drain_lock:  # before Python 3.12 only one may wait
+            await self._writer.drain()
+
+    def end(self) -> None:
+        for task in list(self._requests.values()):
+            task.cancel()
+        self._writer.close()

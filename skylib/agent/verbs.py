@@ -1,0 +1,233 @@
+"""The protocol's verbs: arguments in, answers out. protocol.py says what each one means."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional
+
+from .autostop import idle_seconds, parse_autostop
+from .config import AgentConfig
+from .engine import Engine, Refused
+from .link import RankError
+from .merged import MergedReader
+from .server import Send, Verb
+
+__all__ = ["HeadVerbs", "Keeper", "worker_verbs"]
+
+
+class Keeper:
+    """What verbs need of the daemon. `touch` restarts the idle timer; `stop_all` ends the cluster; `leave` this process."""
+
+    started_at: float
+    last_event: float
+    autostop: Any
+
+    def touch(self) -> None:
+        raise NotImplementedError
+
+    def set_autostop(self, setting: Any) -> None:
+        raise NotImplementedError
+
+    async def stop_all(self) -> List[Dict[str, Any]]:
+        raise NotImplementedError
+
+    async def stop_here(self) -> Dict[str, Any]:
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        raise NotImplementedError
+
+
+class HeadVerbs:
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+
+    def table(self) -> Dict[str, Verb]:
+        return {
+            "ready": self.ready,
+            "info": self.info,
+            "submit": self.submit,
+            "submit_many": self.submit_many,
+            "queue": self.queue,
+            "job": self.job,
+            "wait": self.wait,
+            "cancel": self.cancel,
+            "logs": self.logs,
+            "log_files": self.log_files,
+            "autostop": self.autostop,
+            "setup_state": self.setup_state,
+            "stop_nodes": self.stop_nodes,
+            "local_stop": _local_stop(self._keeper),
+        }
+
+    async def ready(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        """Ray itself must say that every node is alive, and every standing actor must have answered."""
+        config, ranks = self._engine.config, self._engine.ranks
+        began = time.monotonic()
+        until = began + float(args.get("timeout_s") or 60)
+        changed = self._engine.listen(0)
+        try:
+            while True:
+                good = set(ranks.alive()) & set(ranks.standing)
+                missing = [node.rank for node in config.nodes if node.rank not in good]
+                if ranks.up and not missing:
+                    break
+                left = until - time.monotonic()
+                if left <= 0:
+                    detail = ranks.detail or ("Ray answers" if ranks.up else "Ray does not answer")
+                    seen = f"{detail}; alive: {ranks.alive()}, standing actors: {sorted(ranks.standing)}"
+                    raise Refused("not_ready", "not all nodes are ready", missing_ranks=missing, detail=seen)
+                changed.clear()
+                await _wait(changed, left)
+        finally:
+            self._engine.unlisten(0, changed)
+        return {
+            "nodes": [ranks.nodes[node.rank] for node in config.nodes],
+            "ray_version": ranks.version,
+            "gcs_address": f"{config.head_ip}:{config.ray_port}",
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+    async def info(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        engine, keeper = self._engine, self._keeper
+        now = time.time()
+        idle = idle_seconds(active_jobs=engine.active, last_event=keeper.last_event, now=now)
+        return {
+            **_who(engine.config, keeper, now),
+            "ray_ok": engine.ranks.up,
+            "alive_ranks": engine.ranks.alive(),
+            "autostop": keeper.autostop.to_json() if keeper.autostop else None,
+            "idle_s": round(idle, 3),
+            "stopping": engine.stopping,
+            "active_jobs": engine.active,
+        }
+
+    async def submit(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        return self._engine.submit([args["job"]], time.time())[0]
+
+    async def submit_many(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        return {"jobs": self._engine.submit(args["jobs"], time.time())}
+
+    async def queue(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        return {"jobs": self._engine.queue(everything=bool(args.get("all", True)))}
+
+    async def job(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        return {"job": self._engine.show(self._engine.find(args.get("job_id")))}
+
+    async def wait(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        job = self._engine.find(args.get("job_id"))
+        timeout_s = args.get("timeout_s")
+        until = None if timeout_s is None else time.monotonic() + float(timeout_s)
+        changed = self._engine.listen(job.job_id)
+        try:
+            while not job.is_terminal:
+                left = None if until is None else until - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                changed.clear()
+                await _wait(changed, left)
+        finally:
+            self._engine.unlisten(job.job_id, changed)
+        return {"job": self._engine.show(job)}
+
+    async def cancel(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        job_ids = [int(job_id) for job_id in args.get("job_ids") or []]
+        return {"cancelled": await self._engine.cancel(job_ids, everything=bool(args.get("all")))}
+
+    async def logs(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        job = self._engine.find(args.get("job_id"))
+        reader = MergedReader(job.log_dir, int(args.get("offset") or 0))
+        changed = self._engine.listen(job.job_id)
+        try:
+            while True:
+                changed.clear()
+                over = job.is_terminal or not args.get("follow", True)
+                items = reader.read()
+                if items:
+                    await send(items)
+                    await asyncio.sleep(0)
+                elif over:
+                    break
+                else:
+                    await changed.wait()
+        finally:
+            self._engine.unlisten(job.job_id, changed)
+        return {"job": self._engine.show(job), "offset": reader.offset}
+
+    async def log_files(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        job = self._engine.find(args.get("job_id"))
+        files = []
+        for folder, _, names in os.walk(job.log_dir):
+            for name in names:
+                path = os.path.join(folder, name)
+                files.append({"name": os.path.relpath(path, job.log_dir), "bytes": os.stat(path).st_size})
+        return {"log_dir": job.log_dir, "files": sorted(files, key=lambda file: str(file["name"]))}
+
+    async def autostop(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        self._keeper.set_autostop(parse_autostop(args))
+        return {}
+
+    async def setup_state(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        marker = str(args["hash"])
+        ranks = self._engine.ranks
+
+        async def done(rank: int) -> bool:
+            try:
+                return bool(await ranks.call(rank, "setup_done", marker, "", timeout_s=10.0))
+            except (RankError, asyncio.TimeoutError):
+                return False
+
+        alive = ranks.alive() if marker else []
+        answers = await asyncio.gather(*(done(rank) for rank in alive))
+        return {"done_ranks": [rank for rank, answer in zip(alive, answers) if answer]}
+
+    async def stop_nodes(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        result = await self._keeper.stop_all()
+        asyncio.get_event_loop().call_later(0.05, self._keeper.leave)
+        return {"ranks": result}
+
+
+def worker_verbs(config: AgentConfig, keeper: Keeper) -> Dict[str, Verb]:
+    async def info(args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        return {
+            **_who(config, keeper, time.time()),
+            "ray_ok": False,
+            "alive_ranks": [],
+            "autostop": None,
+            "idle_s": 0.0,
+            "stopping": False,
+            "active_jobs": 0,
+        }
+
+    return {"info": info, "local_stop": _local_stop(keeper)}
+
+
+def _who(config: AgentConfig, keeper: Keeper, now: float) -> Dict[str, Any]:
+    return {
+        "cluster": config.cluster,
+        "cluster_id": config.cluster_id,
+        "role": config.role,
+        "pid": os.getpid(),
+        "started_at": keeper.started_at,
+        "now": now,
+        "bundle": config.bundle,
+    }
+
+
+def _local_stop(keeper: Keeper) -> Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]:
+    async def local_stop(args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        result = await keeper.stop_here()
+        asyncio.get_event_loop().call_later(0.05, keeper.leave)
+        return result
+
+    return local_stop
+
+
+async def _wait(event: asyncio.Event, timeout_s: Optional[float]) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except asyncio.TimeoutError:
+        pass
