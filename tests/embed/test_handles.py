@@ -40,8 +40,8 @@ def test_handles_survive_pickle_and_json(home: str, name: str, job_id: int, prot
 def test_different_things_are_not_equal(tmp_path: Path) -> None:
     """Home, cluster and id all count, and a job is no cluster."""
     job = Job(tmp_path, "train", 1)
-    others = [Job(tmp_path, "train", 2), Job(tmp_path, "other", 1), Job(tmp_path / "x", "train", 1), Cluster(tmp_path, "train")]
-    assert [job == other for other in [*others, "train", None]] == [False] * 6
+    others = [Job(tmp_path, "train", 2), Job(tmp_path, "other", 1), Job(tmp_path / "x", "train", 1)]
+    assert [job == other for other in [*others, Cluster(tmp_path, "train"), "train", None]] == [False] * 6
     assert job == Job(str(tmp_path), "train", 1)
 
 
@@ -92,7 +92,10 @@ def test_a_relative_home_means_where_it_was_given(tmp_path: Path, monkeypatch: p
 def test_a_handle_works_in_another_process(way: str, tmp_path: Path, isolated_home: Path) -> None:
     """Another process that gets the handle asks the same home, and is told the same typed error there."""
     cluster = Cluster(tmp_path / "home", "train")
-    made = f"pickle.loads({pickle.dumps(cluster)!r})" if way == "pickle" else f"skylib.Cluster.from_json({cluster.to_json()!r})"
+    made = {
+        "pickle": f"pickle.loads({pickle.dumps(cluster)!r})",
+        "json": f"skylib.Cluster.from_json({cluster.to_json()!r})",
+    }[way]
     program = f"""
 import pickle
 import skylib

@@ -35,6 +35,12 @@ def test_a_users_program_is_well_typed(cache: Path, monkeypatch: pytest.MonkeyPa
     assert check("user.py", cache, monkeypatch) == ""
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (CHECKOUT / "examples").glob("*.py")))
+def test_examples_are_well_typed(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What users copy first passes mypy --strict."""
+    assert check(str(CHECKOUT / "examples" / name), cache, monkeypatch) == ""
+
+
 def test_a_users_mistakes_are_found(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wrong argument, name or assignment is an error on its own line, and there is no other error."""
     wanted = {

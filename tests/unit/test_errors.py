@@ -29,7 +29,12 @@ from skylib.errors import (
     TransportTimeout,
 )
 
-ALL = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, BaseException)]
+ALL: list[type[SkyError]] = [
+    value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, SkyError)
+]
+STRANGERS = [
+    name for name, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, BaseException) and value not in ALL
+]
 COMMON = ("host", "step", "command", "evidence", "hint")
 FACTS = {
     "host": "10.0.0.4",
@@ -82,6 +87,7 @@ def test_the_tree_is_the_published_one() -> None:
     """Every error class is where callers look for it, and none is unlisted."""
     assert {kind.__name__: tuple(base.__name__ for base in kind.__bases__) for kind in ALL} == TREE
     assert set(errors.__all__) == TREE.keys()
+    assert STRANGERS == []
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
@@ -173,12 +179,17 @@ def test_retryable_says_what_may_succeed_later() -> None:
 
 def test_chained_causes_are_kept_apart() -> None:
     """Raising from another error sets the cause as usual; a fact cannot overwrite it."""
-    with pytest.raises(ConnectError) as caught:
+    refused = OSError(111, "refused")
+
+    def connect() -> None:
         try:
-            raise OSError(111, "refused")
+            raise refused
         except OSError as exc:
             raise ConnectError("no connection", host="a") from exc
-    assert isinstance(caught.value.__cause__, OSError)
+
+    with pytest.raises(ConnectError) as caught:
+        connect()
+    assert caught.value.__cause__ is refused
 
 
 @pytest.mark.parametrize("kind", [AuthError, CommandError, JobFailed, NoCapacityError], ids=lambda kind: kind.__name__)

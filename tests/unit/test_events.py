@@ -40,9 +40,14 @@ def test_a_step_that_raises_failed(kind: type[BaseException]) -> None:
     """Whatever is raised inside comes out unchanged, after a FAILED event that names it."""
     seen: list[Event] = []
     error = kind("no")
-    with pytest.raises(kind) as caught, span(seen.append, "sync") as step:
-        step.note(files=3)
-        raise error
+
+    def sync() -> None:
+        with span(seen.append, "sync") as step:
+            step.note(files=3)
+            raise error
+
+    with pytest.raises(kind) as caught:
+        sync()
     assert caught.value is error
     assert [event.phase for event in seen] == [Phase.STARTED, Phase.FAILED]
     assert seen[1].facts == {"files": 3, "error": f"{kind.__name__}: no"}

@@ -1,4 +1,4 @@
-"""The shape of the source: layers, cycles, hidden imports, sizes, public names. Read from the syntax; nothing is imported."""
+"""The shape of the source: layers, cycles, hidden imports, sizes, public names. Syntax is read; nothing is imported."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def functions(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 def public_names(source: Source) -> list[str] | None:
     """What `__all__` lists; None without one."""
     for node in source.tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
             value = node.value
             assert isinstance(value, (ast.List, ast.Tuple)), f"{source.name}: __all__ is not a plain list"
@@ -344,8 +346,7 @@ def test_nothing_is_pickled_at_rest(name: str) -> None:
         source.name
         for source in sources().values()
         for node in ast.walk(source.tree)
-        if (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == name for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == name)
+        if name in _packages(node)
     ]
     assert users == []
 
@@ -402,11 +403,8 @@ def test_heavy_packages_are_imported_where_they_are_used(heavy: str) -> None:
             continue
         guarded = _type_checking_lines(source)
         for node, hidden in _walk(source.tree, hidden=False):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and not node.level:
-                names = [node.module or ""]
-            if not hidden and any(name.split(".")[0] == heavy for name in names) and node.lineno not in guarded:
-                eager.append(f"{source.name}:{node.lineno}")
+            if not hidden and heavy in _packages(node) and getattr(node, "lineno", 0) not in guarded:
+                eager.append(f"{source.name}:{getattr(node, 'lineno', 0)}")
     assert eager == []
 
 
@@ -416,10 +414,18 @@ def test_only_the_driver_on_the_head_imports_ray() -> None:
         source.name
         for source in sources().values()
         for node in ast.walk(source.tree)
-        if (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "ray" for alias in node.names))
-        or (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "ray")
+        if "ray" in _packages(node)
     }
     assert users - {RAY_DRIVER} == set()
+
+
+def _packages(node: ast.AST) -> set[str]:
+    """Top-level packages that an import statement names; none for anything else."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return {(node.module or "").split(".")[0]}
+    return set()
 
 
 def _type_checking_lines(source: Source) -> set[int]:

@@ -20,6 +20,7 @@ from skylib.config.schema import Key, keys
 from skylib.models.task import Task
 from skylib.paths import SkyHome
 from skylib.providers.pool_file import read_pools
+from skylib.runtime import layout
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.rst"
@@ -218,9 +219,9 @@ def test_every_verb_is_named() -> None:
 
 def test_numbers_are_those_of_the_code() -> None:
     """Ports, paths, version and environment in README are the ones in force."""
-    from skylib.runtime.layout import DASHBOARD_PORT, ENV_NAME, RAY_PORT, SKY_REMOTE_RAY_VERSION, TEMP_DIR
-
-    for value in (f"port {RAY_PORT}", f"dashboard {DASHBOARD_PORT}", TEMP_DIR, f"Ray {SKY_REMOTE_RAY_VERSION}", f"~/{ENV_NAME}"):
+    ports = (f"port {layout.RAY_PORT}", f"dashboard {layout.DASHBOARD_PORT}")
+    others = (layout.TEMP_DIR, f"Ray {layout.SKY_REMOTE_RAY_VERSION}", f"~/{layout.ENV_NAME}")
+    for value in (*ports, *others):
         assert value in text().replace("\n", " ")
 
 
