@@ -23,14 +23,23 @@ from skylib.transport.ssh_channel import OpenChannel, SshByteChannel, SshProcess
 from skylib.transport.ssh_connection import Connection, dial
 from skylib.transport.ssh_errors import mapped
 from skylib.transport.ssh_params import SshParams, SshSettings, config_files, resolve
+from skylib.transport.ssh_wire import WireChannel
 
 if TYPE_CHECKING:
     import paramiko
 
 __all__ = ["SshTransport"]
 
-# The group of $1 is told from all other numbers by ps; a process that has ended has none, and that is fine.
-_END_GROUP = 'g=$(ps -o pgid= -p "$1" | tr -d " "); [ -z "$g" ] || kill -KILL -- "-$g"'
+# The process group of $1: the third field after the name in Linux's stat file (ps may not be there), else by ps.
+# A process that has ended has none, and that is fine.
+_END_GROUP = """\
+if [ -d /proc/self ]; then
+  g=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d " " -f 3)
+else
+  g=$(ps -o pgid= -p "$1" | tr -d " ")
+fi
+[ -z "$g" ] || kill -KILL -- "-$g"
+"""
 
 
 class _Process:
@@ -143,7 +152,8 @@ class SshTransport:
         return save(target, content(), host=self.host)
 
     def forward(self, host: str, port: int) -> SshByteChannel:
-        return SshByteChannel(self._channel("direct-tcpip", (host, port), None))
+        _, opened = self._channel("direct-tcpip", (host, port), None)
+        return SshByteChannel(opened)
 
     def close(self) -> None:
         mine = self._mine()
@@ -192,23 +202,26 @@ class SshTransport:
             return fresh
 
     def _start(self, command: Command, timeout_s: float | None) -> OpenChannel:
-        opened = self._channel("session", None, timeout_s)
+        connection, opened = self._channel("session", None, timeout_s)
         try:
-            opened.start(command.text(), end=None if opened.signals else self._end_group)
+            opened.start(command.text(), end=None if connection.signals else self._end_group)
         except BaseException:
             opened.close()
             raise
         return opened
 
-    def _channel(self, kind: str, destination: tuple[str, int] | None, timeout_s: float | None) -> OpenChannel:
+    def _channel(
+        self, kind: str, destination: tuple[str, int] | None, timeout_s: float | None
+    ) -> tuple[Connection, OpenChannel]:
         """A new channel; on a new connection when the one at hand turns out to be lost."""
         first = self._connection()
         try:
-            return self._open_on(first, kind, destination, timeout_s)
+            return first, self._open_on(first, kind, destination, timeout_s)
         except ConnectError:
             if first.alive:
                 raise
-        return self._open_on(self._connection(), kind, destination, timeout_s)
+        second = self._connection()
+        return second, self._open_on(second, kind, destination, timeout_s)
 
     def _open_on(
         self, connection: Connection, kind: str, destination: tuple[str, int] | None, timeout_s: float | None
@@ -244,9 +257,8 @@ class SshTransport:
             if refused:
                 slots.give_back()
                 continue
-            return OpenChannel(
-                channel, connection.transport, host=self.host, signals=connection.signals, give_back=slots.give_back
-            )
+            wire = WireChannel(channel, connection.transport)
+            return OpenChannel(wire, connection.transport, host=self.host, give_back=slots.give_back)
 
     def _raw(self, connection: Connection, kind: str, destination: tuple[str, int] | None) -> paramiko.Channel:
         import paramiko

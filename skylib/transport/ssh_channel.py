@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from skylib.errors import ConnectError
 from skylib.transport.base import Chunk, Completed
@@ -14,53 +14,24 @@ from skylib.transport.collect import Collector, DeadlinePassed, Ending, Followin
 from skylib.transport.command import Command
 from skylib.transport.feed import Feeder
 from skylib.transport.ssh_errors import mapped
+from skylib.transport.ssh_wire import WireChannel
 
-if TYPE_CHECKING:
-    import paramiko
-
-__all__ = ["OpenChannel", "SshByteChannel", "SshProcess", "remember_signals"]
+__all__ = ["OpenChannel", "SshByteChannel", "SshProcess"]
 
 _READ_BYTES = 256 * 1024
-_SEND_BYTES = 32 * 1024
-"""What sshd takes in one packet."""
 _INLINE_BYTES = 16 * 1024
 """Stdin up to this size fits the window that every server opens with: no thread is needed for it."""
 _KILL_GRACE_S = 3.0
-_ANNOUNCE = 'echo "skylib-pid $$" >&2; exec /bin/sh -c "$1"'
+_ANNOUNCE = 'echo "skylib-pid $$" >&2; exec "${SHELL:-/bin/sh}" -c "$1"'
 """For an sshd that passes no signals on: before all else, a line of stderr names the command's process."""
-
-
-def remember_signals(transport: Any) -> None:
-    """Keep the name of the signal that ended a command on its channel (`exit_signal`): paramiko drops it."""
-    import paramiko
-
-    table = dict(transport._channel_handler_table)
-    request = paramiko.common.MSG_CHANNEL_REQUEST
-    usual = table[request]
-
-    def handle(channel: Any, message: Any) -> None:
-        start = message.packet.tell()
-        if message.get_text() == "exit-signal":
-            message.get_boolean()
-            channel.exit_signal = message.get_text().partition("@")[0]
-            channel.status_event.set()
-            return
-        message.packet.seek(start)
-        usual(channel, message)
-
-    table[request] = handle
-    transport._channel_handler_table = table
 
 
 class OpenChannel:
     """A channel of a connection that is alive, with the slot that it holds. `close` gives the slot back, once."""
 
-    def __init__(
-        self, channel: paramiko.Channel, transport: Any, *, host: str, signals: bool, give_back: Callable[[], None]
-    ) -> None:
+    def __init__(self, wire: WireChannel, transport: Any, *, host: str, give_back: Callable[[], None]) -> None:
         self.host = host
-        self.channel = channel
-        self.signals = signals
+        self.wire = wire
         self._transport = transport
         self._give_back = give_back
         self._lock = threading.Lock()
@@ -74,26 +45,11 @@ class OpenChannel:
 
         end: ends the process group of a pid, where signals cannot be sent over the channel.
         """
-        import paramiko
-
         if end is not None:
             self._end = end
             text = Command.sh(_ANNOUNCE, text).text()
         with mapped(self.host, "run"):
-            self._request(paramiko, "exec", want_reply=True, argument=text.encode("utf-8", "surrogateescape"))
-
-    def send(self, data: bytes) -> None:
-        """All of it. Raises OSError when the other side takes no more."""
-        offset = 0
-        while offset < len(data):
-            sent = self.channel.send(data[offset : offset + _SEND_BYTES])
-            if sent == 0:
-                raise BrokenPipeError("the channel is closed")
-            offset += sent
-
-    def send_eof(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            self.channel.shutdown_write()
+            self.wire.request("exec", text.encode("utf-8", "surrogateescape"), want_reply=True)
 
     def follow(self, stdin: bytes | Iterable[bytes] | None, deadline: float | None) -> Following:
         """A started command to its end. Raises DeadlinePassed, ConnectError, and what `stdin` raises."""
@@ -102,10 +58,11 @@ class OpenChannel:
         try:
             if stdin is None or (isinstance(stdin, bytes) and len(stdin) <= _INLINE_BYTES):
                 with contextlib.suppress(OSError, EOFError):
-                    self.send(stdin or b"")
-                self.send_eof()
+                    self.wire.send(stdin or b"")
+                self.wire.send_eof()
             else:
-                feeder = Feeder(stdin, send=self.send, finish=self.send_eof, on_error=self.abort).start()
+                send, finish = self.wire.send, self.wire.send_eof
+                feeder = Feeder(stdin, send=send, finish=finish, on_error=self.abort).start()
             yield from self._drain(deadline)
             if feeder is not None and feeder.error is not None:
                 raise feeder.error
@@ -127,93 +84,37 @@ class OpenChannel:
     def ending(self, deadline: float | None) -> Ending:
         """How the command ended, once its streams have. Raises DeadlinePassed, ConnectError when it cannot be known."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self.channel.status_event.wait(left):
+        if not self.wire.wait_for_status(left):
             raise DeadlinePassed(ended=False)
-        signal = getattr(self.channel, "exit_signal", None)
-        if signal is not None:
-            return Ending(None, signal)
-        if self.channel.exit_status >= 0:
-            return Ending(self.channel.exit_status)
+        if self.wire.exit_signal is not None:
+            return Ending(None, self.wire.exit_signal)
+        if self.wire.exit_status is not None:
+            return Ending(self.wire.exit_status)
         if self._transport.is_active():
             message, hint = "the host refused to run the command, or did not say how it ended", None
         else:
             message, hint = "the connection was lost while a command ran", "it may have run; it was not repeated"
-        raise ConnectError(message, host=self.host, step="run", evidence=self._transport.saved_exception, hint=hint)
+        cause = self._transport.saved_exception
+        raise ConnectError(message, host=self.host, step="run", evidence=repr(cause) if cause else None, hint=hint)
 
     def kill(self) -> bool:
         """End the command's process group. True when the host has confirmed that it ended."""
         self._signal()
-        return bool(self.channel.status_event.wait(_KILL_GRACE_S)) and self.channel_knows_its_end()
+        return self.wire.wait_for_status(_KILL_GRACE_S) and self.wire.end_known
 
-    def channel_knows_its_end(self) -> bool:
-        return self.channel.exit_status >= 0 or getattr(self.channel, "exit_signal", None) is not None
+    def abort(self) -> None:
+        """End the command without waiting for it; whoever drains the channel sees its end."""
+        if not self.wire.end_known:
+            self._signal()
+        self.wire.close()
 
     def close(self) -> None:
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        with contextlib.suppress(OSError, EOFError):
-            self.channel.close()
+        self.wire.close()
         self._give_back()
-
-    def abort(self) -> None:
-        """End the command without waiting for it; whoever drains the channel sees its end."""
-        if not self.channel_knows_its_end():
-            self._signal()
-        with contextlib.suppress(OSError, EOFError):
-            self.channel.close()
-
-    def _signal(self) -> None:
-        import paramiko
-
-        if self._end is None:
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                self._request(paramiko, "signal", want_reply=False, argument=b"KILL")
-        elif self._pid is not None:
-            self._end(self._pid)
-
-    def _request(self, paramiko: Any, name: str, *, want_reply: bool, argument: bytes) -> None:
-        message = paramiko.Message()
-        message.add_byte(bytes([paramiko.common.MSG_CHANNEL_REQUEST]))
-        message.add_int(self.channel.remote_chanid)
-        message.add_string(name)
-        message.add_boolean(want_reply)
-        message.add_string(argument)
-        self._transport._send_user_message(message)
-
-    def _drain(self, deadline: float | None) -> Following:
-        channel = self.channel
-        arrived = threading.Event()
-        channel.in_buffer.set_event(arrived)
-        channel.in_stderr_buffer.set_event(arrived)
-        while True:
-            over = channel.eof_received or channel.closed  # before the buffers are looked at: data come before it
-            got = False
-            for chunk in self._buffered():
-                got = True
-                yield chunk
-            if got:
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise DeadlinePassed(ended=False)
-                continue
-            if over:
-                return Ending(None)
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlinePassed(ended=False)
-            arrived.wait(left)
-
-    def _buffered(self) -> Following:
-        """What has come of both streams, one chunk each at most; nothing is waited for."""
-        channel = self.channel
-        if channel.recv_ready():
-            yield Chunk("stdout", channel.recv(_READ_BYTES))
-        if channel.recv_stderr_ready():
-            data = self.unannounced(channel.recv_stderr(_READ_BYTES))
-            if data:
-                yield Chunk("stderr", data)
-        return Ending(None)
 
     def unannounced(self, data: bytes) -> bytes:
         """`data` of stderr without the line that was put into it. What a login shell said before passes, line by line."""
@@ -226,6 +127,41 @@ class OpenChannel:
                 return b"\n".join((*lines[:number], *lines[number + 1 :], self._before_pid))
         return b"".join(line + b"\n" for line in lines)
 
+    def _signal(self) -> None:
+        import paramiko
+
+        if self._end is None:
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                self.wire.request("signal", b"KILL", want_reply=False)
+        elif self._pid is not None:
+            self._end(self._pid)
+
+    def _drain(self, deadline: float | None) -> Following:
+        arrived = threading.Event()
+        self.wire.notify(arrived)
+        while True:
+            over = self.wire.over  # before the buffers are looked at: data come before their end
+            got = False
+            for chunk in self._buffered():
+                got = True
+                yield chunk
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise DeadlinePassed(ended=False)
+            if not got:
+                if over:
+                    return Ending(None)
+                arrived.wait(left)
+
+    def _buffered(self) -> Iterator[Chunk]:
+        """What has come of both streams, one chunk each at most; nothing is waited for."""
+        if self.wire.ready("stdout"):
+            yield Chunk("stdout", self.wire.read("stdout", _READ_BYTES))
+        if self.wire.ready("stderr"):
+            data = self.wire.read("stderr", _READ_BYTES)
+            if data := self.unannounced(data):
+                yield Chunk("stderr", data)
+
 
 class SshByteChannel:
     """A stream over the connection. An end of the connection is an end of the stream."""
@@ -235,14 +171,13 @@ class SshByteChannel:
 
     def send(self, data: bytes) -> None:
         with mapped(self._opened.host, "send"):
-            self._opened.send(data)
+            self._opened.wire.send(data)
 
     def send_eof(self) -> None:
-        self._opened.send_eof()
+        self._opened.wire.send_eof()
 
     def receive(self, max_bytes: int = 65536) -> bytes:
-        with mapped(self._opened.host, "receive"):
-            return self._opened.channel.recv(max_bytes)
+        return self._opened.wire.read("stdout", max_bytes)
 
     def close(self) -> None:
         self._opened.close()
@@ -288,22 +223,12 @@ class SshProcess(SshByteChannel):
         super().close()
 
     def _receive_by(self, deadline: float | None) -> bytes:
-        channel = self._opened.channel
-        channel.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+        left = None if deadline is None else max(0.001, deadline - time.monotonic())
         try:
-            return channel.recv(_READ_BYTES)
+            return self._opened.wire.read("stdout", _READ_BYTES, left)
         except TimeoutError:
             raise DeadlinePassed(ended=False) from None
 
     def _drain_stderr(self) -> None:
-        channel = self._opened.channel
-        while True:
-            try:
-                data = channel.recv_stderr(_READ_BYTES)
-            except TimeoutError:
-                continue
-            except (OSError, EOFError):
-                return
-            if not data:
-                return
+        while data := self._opened.wire.read("stderr", _READ_BYTES):
             self._stderr.add(self._opened.unannounced(data))

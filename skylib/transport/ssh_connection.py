@@ -17,9 +17,9 @@ import attrs
 from skylib.errors import ConnectError
 from skylib.transport.host_keys import HostKeys, preferred_order
 from skylib.transport.ssh_auth import log_in
-from skylib.transport.ssh_channel import remember_signals
 from skylib.transport.ssh_errors import mapped
 from skylib.transport.ssh_params import SshParams, SshSettings
+from skylib.transport.ssh_wire import install
 
 if TYPE_CHECKING:
     import paramiko
@@ -268,7 +268,7 @@ def _transport(link: _Link, settings: SshSettings) -> paramiko.Transport:
     options = transport.get_security_options()
     options.ciphers = _first(options.ciphers, _CIPHERS)
     options.kex = _first(options.kex, _KEX)
-    remember_signals(transport)
+    install(transport)
     return transport
 
 
