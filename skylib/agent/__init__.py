@@ -1,4 +1,1 @@
-"""The process on every node: job table, gang queue, ranks, logs. 
-
-Standard library only, Python 3.8 syntax, relative imports.
-"""
+"""The process on every node: job table, gang queue, ranks, logs. Standard library, Python 3.8 syntax, relative imports."""

@@ -38,6 +38,7 @@ class Collector:
         self._tasks: Dict[int, asyncio.Task[None]] = {}
         self._wake: Dict[int, asyncio.Event] = {}
         self._logs: Dict[str, MergedLog] = {}
+        self._announcing: Set[asyncio.Task[None]] = set()
         self.on_bytes: Callable[[str], None] = lambda task_id: None
 
     def open(self, task_id: str, log_dir: str) -> None:
@@ -61,7 +62,9 @@ class Collector:
         if node not in self._tasks:
             self._tasks[node] = asyncio.ensure_future(self._follow(node))
         else:
-            asyncio.ensure_future(self._announce(node))
+            task = asyncio.ensure_future(self._announce(node))
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
 
     def lose(self, node: int, why: str) -> None:
         """The node is gone: its ranks are lost."""

@@ -17,14 +17,14 @@ from .config import AgentConfig, load_config
 from .db import JobsDb
 from .ending import end_cluster
 from .engine import Engine
-from .link import RankError, RayLink
+from .link import RankError, Ranks, RayLink
 from .processes import ancestors, is_alive, own, read
 from .protocol import PROTOCOL, TOKEN_VARIABLE
 from .server import Server, Verb
 from .supervisor import write_file
 from .verbs import HeadVerbs, Keeper, worker_verbs
 
-__all__ = ["main"]
+__all__ = ["Daemon", "main"]
 
 _log = logging.getLogger(__name__)
 _NODE_LOST_S = 12.0
@@ -37,8 +37,11 @@ _AUTOSTOP_KEY = "autostop"
 
 
 class Daemon(Keeper):
-    def __init__(self, config: AgentConfig) -> None:
+    """One node's agent. ranks: the way to the nodes; a worker does not use it."""
+
+    def __init__(self, config: AgentConfig, ranks: Ranks) -> None:
         self.config = config
+        self._ranks = ranks
         self.started_at = self.last_event = time.time()
         self.autostop: Optional[Autostop] = None
         self._leaving = asyncio.Event()
@@ -58,9 +61,6 @@ class Daemon(Keeper):
         server = Server(self.config.socket, hello, verbs)
         await server.listen()
         ready()
-        loop = asyncio.get_event_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leaving.set)
         work: List[asyncio.Task[None]] = []
         if self._engine is not None:
             self._engine.load()
@@ -77,7 +77,7 @@ class Daemon(Keeper):
 
     def _head(self) -> Dict[str, Verb]:
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
-        self._engine = Engine(self.config, db, RayLink(self.config))
+        self._engine = Engine(self.config, db, self._ranks)
         self._engine.on_event = self.touch
         self._engine.ranks.on_change = self._nodes_changed
         kept = db.get(_AUTOSTOP_KEY)
@@ -106,9 +106,7 @@ class Daemon(Keeper):
             try:
                 await asyncio.sleep(self._pause())
                 self._lose_nodes(time.monotonic())
-                due = stop_due_in(
-                    self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time()
-                )
+                due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
                 if due == 0 and not self.engine.stopping:
                     await self._autostop()
             except asyncio.CancelledError:
@@ -273,7 +271,10 @@ def _serve(config: AgentConfig, report: int) -> int:
             os.close(report)
 
         async def run() -> None:
-            await Daemon(config).run(ready)
+            daemon = Daemon(config, RayLink(config))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_event_loop().add_signal_handler(number, daemon.leave)
+            await daemon.run(ready)
 
         asyncio.run(run())
         return 0

@@ -1,4 +1,4 @@
-"""jobs.db: the job table, with SkyPilot's columns and ours beside them. A terminal status is never overwritten: SQL refuses."""
+"""jobs.db: the job table, with SkyPilot's columns and ours. A terminal status is never overwritten: SQL refuses."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _INSERTED = (
     "spec",
 )
 _CHANGEABLE = frozenset(
-    "status start_at end_at pid log_dir exit_codes task_id cause placement phase launched run_timestamp".split()
+    {"status", "start_at", "end_at", "pid", "log_dir", "exit_codes", "task_id", "cause", "placement", "phase", "launched"}
 )
 
 
@@ -99,7 +99,7 @@ class JobsDb:
         return None if row is None else int(row[0])
 
     def update(self, changes: Iterable[Tuple[int, Mapping[str, Any]]]) -> None:
-        """All in one transaction. A row that is terminal keeps its status, and with it all that is written in the same breath."""
+        """All in one transaction. A row that is terminal keeps its status, and all that would be written with it."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -119,7 +119,8 @@ class JobsDb:
         with self._lock:
             cursor = self._connection.execute(
                 "SELECT job_id, job_name, username, submitted_at, status, run_timestamp, start_at, end_at, resources, "
-                "log_dir, exit_codes, num_nodes, task_id, job_key, cause, placement, phase, launched FROM jobs ORDER BY job_id"
+                "log_dir, exit_codes, num_nodes, task_id, job_key, cause, placement, phase, launched "
+                "FROM jobs ORDER BY job_id"
             )
             return [dict(row) for row in cursor.fetchall()]
 

@@ -134,7 +134,8 @@ class Engine:
             job_id = next(reversed(self.jobs))
         job = self.jobs.get(job_id or 0)
         if job is None:
-            raise Refused("not_found", f"there is no job {job_id} on this cluster" if job_id else "there are no jobs", job_id=job_id)
+            message = f"there is no job {job_id} on this cluster" if job_id else "there are no jobs"
+            raise Refused("not_found", message, job_id=job_id)
         return job
 
     def show(self, job: Job) -> Dict[str, Any]:

@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 class Gang:
-    """places: where each member runs. numbers: the rank that each member is known by, where that is not its place in the list."""
+    """places: where each member runs. numbers: the rank that each member is known by."""
 
     def __init__(
         self,
@@ -130,7 +130,9 @@ class Gang:
 
     async def _end_rank(self, rank: int) -> None:
         try:
-            await self._ranks.call(self.nodes[rank], "kill", self.task_id, self.phase, [self._numbers[rank]], _GRACE_S, timeout_s=10.0)
+            await self._ranks.call(
+                self.nodes[rank], "kill", self.task_id, self.phase, [self._numbers[rank]], _GRACE_S, timeout_s=10.0
+            )
         except (RankError, asyncio.TimeoutError) as exc:
             _log.warning("%s rank %d could not be ended: %s", self.task_id, rank, exc)
 

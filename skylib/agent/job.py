@@ -138,7 +138,12 @@ def _common(config: AgentConfig, job: Job, spec: Mapping[str, Any]) -> Dict[str,
 
 
 def setup_environment(
-    config: AgentConfig, job: Job, spec: Mapping[str, Any], secrets: Mapping[str, str], nodes: Sequence[NodeConfig], rank: int
+    config: AgentConfig,
+    job: Job,
+    spec: Mapping[str, Any],
+    secrets: Mapping[str, str],
+    nodes: Sequence[NodeConfig],
+    rank: int,
 ) -> Dict[str, str]:
     """Variables of setup on nodes[rank]."""
     return {

@@ -67,7 +67,9 @@ class MergedLog:
         os.lseek(self._index, 0, os.SEEK_END)
         os.lseek(self._text, 0, os.SEEK_END)
 
-    def append(self, stream: str, node: str, rank: int, offset: int, data: bytes, *, goes_on: bool, now: Optional[float] = None) -> None:
+    def append(
+        self, stream: str, node: str, rank: int, offset: int, data: bytes, *, goes_on: bool, now: Optional[float] = None
+    ) -> None:
         """A piece of a rank's file. One that was here before is passed over; a gap raises ValueError."""
         done = self.source.get((stream, rank), 0)
         if offset > done:

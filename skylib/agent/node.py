@@ -24,8 +24,11 @@ __all__ = ["Key", "NodeService", "user_environment"]
 Key = Tuple[str, str, int]
 
 _OURS = frozenset(
-    "CUDA_VISIBLE_DEVICES ASCEND_VISIBLE_DEVICES HABANA_VISIBLE_MODULES NEURON_RT_VISIBLE_CORES TPU_VISIBLE_CHIPS "
-    "OMP_NUM_THREADS PYTHONBREAKPOINT SPT_NOENV VIRTUAL_ENV VIRTUAL_ENV_PROMPT PYTHONPATH PYTHONHOME SHLVL _ OLDPWD".split()
+    {
+        *("CUDA_VISIBLE_DEVICES", "ASCEND_VISIBLE_DEVICES", "HABANA_VISIBLE_MODULES", "NEURON_RT_VISIBLE_CORES"),
+        *("TPU_VISIBLE_CHIPS", "OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
+        *("PYTHONPATH", "PYTHONHOME", "SHLVL", "_", "OLDPWD"),
+    }
 )
 _PREFIXES = ("RAY_", "SKYLIB_", "SKYPILOT_")
 _MAX_BATCH = 4 << 20
@@ -67,7 +70,6 @@ class _Watched:
             return None
         record = _read_json(os.path.join(self.state_dir, "exit"))  # written between the two looks
         return record if record is not None else {"lost": "its supervisor was ended from outside"}
-
 
     def _unstarted(self) -> Optional[Dict[str, Any]]:
         """Neither pids nor an end are written down: it is being started, unless that takes too long."""

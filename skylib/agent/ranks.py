@@ -1,8 +1,9 @@
-"""The one connection to Ray, in a process of its own: Ray ends a driver whose raylet or GCS is gone, and the agent must live on.
+"""The one connection to Ray, in a process of its own: Ray ends a driver whose raylet is gone, and the agent must live on.
 
 Speaks frames (frames.py) on stdin and stdout. Requests: (id, op, args); answers: (id, True, value) or (id, False,
 (kind, text)); events without a request: (None, name, value):
-    ("connected", ray version)   ("nodes", {rank: {node_id, ip, alive, resources}})   ("standing", (rank, hello or None, detail))
+    ("connected", ray version)   ("nodes", {rank: {rank, node_id, ip, alive, resources}})
+    ("standing", (rank, hello or None, detail))   ("failed", why)
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class _Link:
     def _stand(self) -> None:
         """All standing actors at once; one whose node has not come yet waits for it."""
         config = self._config
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        by_value: Any = ray.cloudpickle.register_pickle_by_value
+        by_value(sys.modules[__name__])
         kind = ray.remote(_Standing)
         stamp = f"{config.cluster_id[:8]}-{config.bundle[:12]}"
         for node in config.nodes:
@@ -117,7 +119,8 @@ class _Link:
         last: Dict[int, Any] = {}
         while True:
             nodes: Dict[int, Any] = {}
-            for node in ray.nodes():
+            table: List[Dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call, unused-ignore]
+            for node in table:
                 for name in node["Resources"]:
                     if name.startswith("skylib_rank_"):
                         rank = int(name[len("skylib_rank_") :])
@@ -159,7 +162,8 @@ class _Link:
 
     def _answer(self, number: int, op: str, args: Tuple[Any, ...]) -> None:
         try:
-            self.send((number, True, {"reserve": self._reserve, "release": self._release, "keep": self._keep}[op](*args)))
+            operations: Dict[str, Any] = {"reserve": self._reserve, "release": self._release, "keep": self._keep}
+            self.send((number, True, operations[op](*args)))
         except Exception as exc:  # boundary: whatever Ray raises is the answer
             self.send((number, False, _describe(exc)))
 

@@ -98,7 +98,8 @@ class Runner:
     async def _unless_cancelled(self, work: Awaitable[bool]) -> bool:
         task = asyncio.ensure_future(work)
         stopper = asyncio.ensure_future(self._wake.wait())
-        await asyncio.wait([task, stopper], return_when=asyncio.FIRST_COMPLETED)
+        both: List[asyncio.Future[Any]] = [task, stopper]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         stopper.cancel()
         if task.done():
             return task.result()
@@ -152,7 +153,7 @@ class Runner:
         self._finish(status, outcome.cause, outcome.codes)
 
     async def _resume(self) -> None:
-        """After a restart of the agent. Ranks that were all started are only looked for; others are started, if they are not."""
+        """After a restart of the agent. A gang that was started is only looked for; else what is missing is started."""
         job = self._job
         self._engine.collector.open(job.task_id, os.path.basename(job.log_dir))
         if job.phase != "run":
@@ -195,7 +196,7 @@ class Runner:
         return Gang(self._engine.ranks, self._engine.collector, self._job.task_id, "run", nodes, range(len(nodes)))
 
     async def _drive(self, gang: Gang, specs: Optional[Sequence[Mapping[str, Any]]]) -> Optional[Outcome]:
-        """Starts (or looks for) the gang and waits for its end, a cancel or the job's timeout; None when that ended the job."""
+        """Starts (or looks for) the gang and waits for its end; None when a cancel or the job's timeout ended the job."""
         job = self._job
         self._gang = gang
         log_dir = os.path.basename(job.log_dir)
@@ -204,7 +205,8 @@ class Runner:
         left = None if timeout_s is None else max(float(timeout_s) - (time.time() - (job.started_at or time.time())), 0.0)
         stopper = asyncio.ensure_future(self._wake.wait())
         try:
-            await asyncio.wait([waiter, stopper], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            both: List[asyncio.Future[Any]] = [waiter, stopper]
+            await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if waiter.done():
                 return waiter.result()
             await self._wait_started(gang, waiter)
@@ -222,7 +224,8 @@ class Runner:
     async def _wait_started(gang: Gang, waiter: asyncio.Future[Outcome]) -> None:
         """What is being started now is started first, so that it is there to be ended."""
         started = asyncio.ensure_future(gang.started.wait())
-        await asyncio.wait([started, waiter], timeout=_STARTING_S, return_when=asyncio.FIRST_COMPLETED)
+        both: List[asyncio.Future[Any]] = [started, waiter]
+        await asyncio.wait(both, timeout=_STARTING_S, return_when=asyncio.FIRST_COMPLETED)
         started.cancel()
 
     async def _start_and_finish(self, gang: Gang, specs: Optional[Sequence[Mapping[str, Any]]], log_dir: str) -> Outcome:
@@ -260,8 +263,7 @@ class Runner:
         places = {rank.node for rank in self._job.placement}
         if self._spec.get("setup_all_nodes"):
             places.update(node.rank for node in self._engine.config.nodes)
-        for node in places:
-            asyncio.ensure_future(self._forget(node))
+        await asyncio.gather(*(self._forget(node) for node in places))
 
     async def _forget(self, node: int) -> None:
         try:

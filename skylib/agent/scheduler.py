@@ -138,7 +138,9 @@ def _number(value: float) -> str:
 class Cluster:
     """What is free on each node that is alive, given the jobs that run."""
 
-    def __init__(self, nodes: Sequence[NodeConfig], alive: Iterable[int], running: Iterable[Tuple[Demand, Placement]]) -> None:
+    def __init__(
+        self, nodes: Sequence[NodeConfig], alive: Iterable[int], running: Iterable[Tuple[Demand, Placement]]
+    ) -> None:
         here = set(alive)
         self._free = {node.rank: Free(node) for node in nodes if node.rank in here}
         for demand, placement in running:
@@ -185,4 +187,5 @@ def impossible(nodes: Sequence[NodeConfig], num_nodes: int, demand: Demand) -> s
     cluster = Cluster(nodes, [node.rank for node in nodes], [])
     if cluster.place(num_nodes, demand) is not None:
         return ""
-    return f"the cluster can never give it: {cluster.wants(num_nodes, demand)}".replace(" now", "").replace(" free)", " there)")
+    wants = cluster.wants(num_nodes, demand).replace(" now", "").replace(" free)", " there)")
+    return f"the cluster can never give it: {wants}"

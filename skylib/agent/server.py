@@ -1,4 +1,7 @@
-"""The agent's Unix socket: handshake, then requests by JSON lines, answered in any order. One bad request ends nothing else."""
+"""The agent's Unix socket: handshake, then requests by JSON lines, answered in any order.
+
+One bad request ends nothing else.
+"""
 
 from __future__ import annotations
 
