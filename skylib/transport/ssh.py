@@ -38,7 +38,7 @@ if [ -d /proc/self ]; then
 else
   g=$(ps -o pgid= -p "$1" | tr -d " ")
 fi
-[ -z "$g" ] || kill -KILL -- "-$g"
+[ -z "$g" ] || kill -s KILL -- "-$g"
 """
 
 

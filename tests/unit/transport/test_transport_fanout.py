@@ -1,0 +1,85 @@
+"""The same work on many hosts at once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from skylib.errors import ConnectError
+from skylib.transport.fanout import fanout
+
+
+def test_outcomes_come_in_the_order_of_the_items() -> None:
+    """Each outcome has its item and value."""
+    outcomes = fanout(lambda n: n * n, range(50))
+    assert [(outcome.item, outcome.get()) for outcome in outcomes] == [(n, n * n) for n in range(50)]
+
+
+def test_one_failure_leaves_the_others_alone() -> None:
+    """The error is the outcome of its item; get raises it."""
+
+    def work(n: int) -> int:
+        if n == 1:
+            raise ConnectError("down", host="h1")
+        return n
+
+    outcomes = fanout(work, range(3))
+    assert [outcome.ok for outcome in outcomes] == [True, False, True]
+    with pytest.raises(ConnectError, match="down"):
+        outcomes[1].get()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_items_need_no_thread(count: int) -> None:
+    """None or one item is done by the calling thread."""
+    outcomes = fanout(lambda n: threading.current_thread(), range(count))
+    assert [outcome.value for outcome in outcomes] == [threading.current_thread()] * count
+
+
+def test_no_more_than_the_limit_at_once() -> None:
+    """Eight barriers of four let through exactly when four work at the same time, and never five do."""
+    barrier = threading.Barrier(4)
+    lock = threading.Lock()
+    now = most = 0
+
+    def work(n: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        barrier.wait(10)
+        with lock:
+            now -= 1
+
+    assert all(outcome.ok for outcome in fanout(work, range(32), limit=4))
+    assert most == 4
+
+
+def test_stop_on_error_begins_nothing_more() -> None:
+    """What has not begun when one fails is cancelled, and says so."""
+
+    def work(n: int) -> int:
+        if n == 0:
+            raise ConnectError("down")
+        return n
+
+    outcomes = fanout(work, range(20), limit=1, stop_on_error=True)
+    assert isinstance(outcomes[0].error, ConnectError)
+    assert isinstance(outcomes[-1].error, CancelledError)
+
+
+def test_jitter_delays_but_loses_nothing() -> None:
+    """With jitter every item is still done."""
+    assert [outcome.get() for outcome in fanout(lambda n: n, range(5), jitter_s=0.01)] == list(range(5))
+
+
+def test_interrupt_passes_through() -> None:
+    """KeyboardInterrupt is not an outcome."""
+
+    def work(n: int) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fanout(work, range(3))
