@@ -4,6 +4,7 @@ What each setting is for (Ray 2.9.3):
 --object-store-memory        small: nothing of a job passes through this Ray, and the user's own wants that memory
 RAY_memory_monitor_refresh_ms=0  a job's processes are not Ray's: its memory monitor could only kill the standing actors
 RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
+RAY_START_HOOK               start_hook.py, which the environment holds; it reads the SKYLIB_RAY_ variables
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from skylib.runtime.layout import NodeLayout
 from skylib.runtime.ports import HeadPorts, NodePorts
 from skylib.transport.command import Command
 
-__all__ = ["OBJECT_STORE_BYTES", "RayNode", "head_start", "rank_resource", "ray_resources", "worker_start"]
+__all__ = ["OBJECT_STORE_BYTES", "START_HOOK", "RayNode", "head_start", "rank_resource", "ray_resources", "worker_start"]
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
+START_HOOK = "skylib_start_hook.trim"
 
 # A clean environment: the caller's RAY_*, PYTHONPATH, CUDA_VISIBLE_DEVICES and proxies (gRPC obeys those, even for
 # addresses next door) are none of this Ray's business. "$@" begins with assignments, which `env` takes.
@@ -68,15 +70,15 @@ def head_start(node: RayNode, head: HeadPorts, *, cluster_id: str) -> Command:
         f"--port={head.ray}",
         f"--dashboard-port={head.dashboard}",
         "--dashboard-host=127.0.0.1",
-        f"--dashboard-grpc-port={head.dashboard_grpc}",
         f"--ray-client-server-port={head.client_server}",
         f"--temp-dir={node.layout.temp_dir}",
     )
-    metrics = {
+    further = {
         "AUTOSCALER_METRIC_PORT": str(head.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(head.dashboard_metrics),
+        "SKYLIB_RAY_DASHBOARD_GRPC_PORT": str(head.dashboard_grpc),
     }
-    return _start(node, flags, {**_environment(node, cluster_id), **metrics})
+    return _start(node, flags, {**_environment(node, cluster_id), **further})
 
 
 def worker_start(node: RayNode, head_address: str, *, cluster_id: str) -> Command:
@@ -123,4 +125,6 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        "RAY_START_HOOK": START_HOOK,
+        "SKYLIB_RAY_TEMP_DIR": node.layout.temp_dir,
     }

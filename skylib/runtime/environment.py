@@ -1,0 +1,197 @@
+"""The private Ray environment of a node, `skypilot-runtime`: made in one exchange, skipped when it stands already.
+
+The node needs a Python and a shell. It gets uv's binary and the wheels as one stream, so neither pip, venv, ensurepip, tar's
+absence nor a missing way to the package index matter; the account's own environments are never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from skylib.errors import BringUpError, PreflightError, StagingError
+from skylib.events import EventSink, discard, span
+from skylib.models.node import NodeFacts
+from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE, WARM_SCRIPT
+from skylib.runtime.layout import ENV_NAME, NodeLayout
+from skylib.runtime.lock import Lock, load_lock, marker_values
+from skylib.runtime.python_choice import PythonChoice, choose_python, client_python
+from skylib.runtime.tar_stream import Entry, tar_stream
+from skylib.runtime.wheelhouse import WHEELS_TXT, Platform, Wheelhouse, client_uv
+from skylib.transport.base import Completed, Transport
+from skylib.transport.command import Command
+from skylib.transport.local import LocalTransport
+
+__all__ = ["DIGEST_FILE", "Environment", "Source", "ensure_environment", "runtime_digest"]
+
+Source = Literal["client", "index"]
+
+DIGEST_FILE = ".skylib-digest"
+_STEP = "runtime.environment"
+_TIMEOUT_S = 1200.0
+_NEEDED_GIB = 0.6  # wheels, uv and the environment, all at once
+_FULL = re.compile(r"no space left|disk quota exceeded|quota exceeded|os error 28|os error 122", re.IGNORECASE)
+
+
+@attrs.frozen(kw_only=True)
+class Environment:
+    """A runtime environment that stands on a node. created: it was made by this call."""
+
+    env: str
+    ray_version: str
+    digest: str
+    created: bool
+
+    @property
+    def python(self) -> str:
+        return f"{self.env}/bin/python"
+
+    @property
+    def ray(self) -> str:
+        return f"{self.env}/bin/ray"
+
+
+@attrs.frozen(kw_only=True)
+class _Plan:
+    """What one choice comes to. lock: selected for its Python."""
+
+    choice: PythonChoice
+    lock: Lock
+    digest: str
+
+
+def runtime_digest(lock: Lock, python: tuple[int, int, int], arch: str) -> str:
+    """What an environment is made of: its list (selected), Python minor, architecture and our own two files."""
+    parts = (lock.digest, f"{python[0]}.{python[1]}", arch, _hook(), WARM_SCRIPT)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def ensure_environment(
+    transport: Transport,
+    facts: NodeFacts,
+    layout: NodeLayout,
+    *,
+    wheelhouse: Wheelhouse,
+    source: Source = "client",
+    events: EventSink = discard,
+) -> Environment:
+    """See to it that the environment stands. One that does costs no round trip when the facts carry its digest.
+
+    source: where packages come from: the client sends them, or the node asks its own "index". This machine itself (a
+    LocalTransport) takes them where they are, and may use Python 3.12 and newer with the newer Ray.
+    Raises PreflightError (no Python fits, too little disk), StagingError (download failed, disk full), BringUpError
+    (the node could not make it; evidence is its stderr), and what Transport.run raises.
+    """
+    plans = _plans(facts, local=isinstance(transport, LocalTransport))
+    env = layout.runtime_env
+    found = _standing(transport, facts, layout, plans)
+    if found is not None:
+        return Environment(env=env, ray_version=found.lock.version("ray"), digest=found.digest, created=False)
+    if facts.disk_free_gib < _NEEDED_GIB:
+        raise _no_space(transport.host, env, f"{facts.disk_free_gib:.2f} GiB are free", error=PreflightError)
+    for plan in plans:
+        with span(events, _STEP, host=transport.host, env=env, conda=bool(plan.choice.conda)) as running:
+            done = _install(transport, facts, env, plan, wheelhouse=wheelhouse, source=source)
+            running.note(returncode=done.returncode, digest=plan.digest[:16])
+            if done.returncode == CONDA_FAILED and plan is not plans[-1]:
+                continue
+            if not done.ok:
+                raise _failed(transport.host, env, done)
+            created = b"present" not in done.stdout.split()
+            return Environment(env=env, ray_version=plan.lock.version("ray"), digest=plan.digest, created=created)
+    raise AssertionError("unreachable")
+
+
+def _plans(facts: NodeFacts, *, local: bool) -> tuple[_Plan, ...]:
+    """What to try, in order."""
+    more = (client_python(),) if local else ()
+    choice: PythonChoice | None = choose_python(facts, allow_newer=local, more=more)
+    plans = []
+    while choice is not None:
+        lock = load_lock(choice.lock).select(marker_values(choice.version, os=facts.os, arch=facts.arch))
+        plans.append(_Plan(choice=choice, lock=lock, digest=runtime_digest(lock, choice.version, facts.arch)))
+        choice = choice.without_conda()
+    return tuple(plans)
+
+
+def _standing(
+    transport: Transport, facts: NodeFacts, layout: NodeLayout, plans: tuple[_Plan, ...]
+) -> _Plan | None:
+    """The plan whose environment is there already."""
+    digest = facts.runtime_digest
+    if layout.runtime_env != f"{layout.root}/{ENV_NAME}":  # not where the probe looks
+        done = transport.run(Command.of("cat", f"{layout.runtime_env}/{DIGEST_FILE}"), timeout_s=60)
+        digest = done.stdout.decode(errors="replace").strip() if done.ok else ""
+    return next((plan for plan in plans if plan.digest == digest), None)
+
+
+def _install(
+    transport: Transport, facts: NodeFacts, env: str, plan: _Plan, *, wheelhouse: Wheelhouse, source: Source
+) -> Completed:
+    local = isinstance(transport, LocalTransport)
+    if local and (source == "index" or facts.os != "Linux"):
+        with tempfile.TemporaryDirectory(prefix="skylib-") as pack:
+            Path(pack, WHEELS_TXT).write_text(plan.lock.render(), encoding="utf-8")
+            return transport.run(_command(env, plan, pack=pack, uv=str(client_uv()), index=True), timeout_s=_TIMEOUT_S)
+    platform = Platform.of(facts)
+    if local:
+        wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
+        command = _command(env, plan, pack=str(wheels.directory), uv=str(wheelhouse.uv(platform)), index=False)
+        return transport.run(command, timeout_s=_TIMEOUT_S)
+    entries = [Entry(name="uv", content=wheelhouse.uv(platform), mode=0o700)]
+    if source == "index":
+        entries.append(Entry(name=f"pack/{WHEELS_TXT}", content=plan.lock.render().encode()))
+    else:
+        wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
+        entries += [Entry(name=f"pack/{path.name}", content=path) for path in (wheels.listing, *wheels.files)]
+    command = _command(env, plan, pack="-", uv="-", index=source == "index")
+    return transport.run(command, stdin=tar_stream(entries), timeout_s=_TIMEOUT_S)
+
+
+def _command(env: str, plan: _Plan, *, pack: str, uv: str, index: bool) -> Command:
+    python = plan.choice.python.path if plan.choice.python else ""
+    version = plan.choice.version
+    return Command.sh(
+        INSTALL_SCRIPT,
+        *(env, plan.digest, python, plan.choice.conda, f"{version[0]}.{version[1]}"),
+        *(pack, uv, "index" if index else "", _hook(), WARM_SCRIPT),
+    )
+
+
+def _hook() -> str:
+    return (resources.files("skylib.runtime") / "start_hook.py").read_text(encoding="utf-8")
+
+
+def _failed(host: str, env: str, done: Completed) -> StagingError | BringUpError | PreflightError:
+    said = done.stderr[-2000:].decode(errors="replace")
+    if done.returncode == NO_SPACE or _FULL.search(said):
+        return _no_space(host, env, said or "df shows no free space", error=StagingError)
+    what = "conda could not make" if done.returncode == CONDA_FAILED else "could not make"
+    how = f"was ended by SIG{done.signal}" if done.signal else f"exited {done.returncode}"
+    return BringUpError(
+        f"{what} the runtime environment {env}: the script {how}",
+        host=host,
+        step=_STEP,
+        evidence=said,
+        hint="nothing was left behind; the same call may be made again",
+        returncode=done.returncode,
+    )
+
+
+def _no_space(
+    host: str, env: str, evidence: str, *, error: type[StagingError] | type[PreflightError]
+) -> StagingError | PreflightError:
+    return error(
+        f"too little disk space on {host} for the runtime environment {env}",
+        host=host,
+        step=_STEP,
+        path=env,
+        evidence=evidence,
+        hint=f"free at least {_NEEDED_GIB} GiB there",
+    )
