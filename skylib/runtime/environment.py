@@ -11,7 +11,6 @@ import re
 import tempfile
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import attrs
 
@@ -28,9 +27,7 @@ from skylib.transport.base import Completed, Transport
 from skylib.transport.command import Command
 from skylib.transport.local import LocalTransport
 
-__all__ = ["DIGEST_FILE", "Environment", "Source", "ensure_environment", "runtime_digest"]
-
-Source = Literal["client", "index"]
+__all__ = ["DIGEST_FILE", "Environment", "ensure_environment", "runtime_digest"]
 
 DIGEST_FILE = ".skylib-digest"
 _STEP = "runtime.environment"
@@ -78,7 +75,7 @@ def ensure_environment(
     layout: NodeLayout,
     *,
     wheelhouse: Wheelhouse,
-    source: Source = "client",
+    source: str = "client",
     events: EventSink = discard,
 ) -> Environment:
     """See to it that the environment stands. One that does costs no round trip when the facts carry its digest.
@@ -120,9 +117,7 @@ def _plans(facts: NodeFacts, *, local: bool) -> tuple[_Plan, ...]:
     return tuple(plans)
 
 
-def _standing(
-    transport: Transport, facts: NodeFacts, layout: NodeLayout, plans: tuple[_Plan, ...]
-) -> _Plan | None:
+def _standing(transport: Transport, facts: NodeFacts, layout: NodeLayout, plans: tuple[_Plan, ...]) -> _Plan | None:
     """The plan whose environment is there already."""
     digest = facts.runtime_digest
     if layout.runtime_env != f"{layout.root}/{ENV_NAME}":  # not where the probe looks
@@ -132,7 +127,7 @@ def _standing(
 
 
 def _install(
-    transport: Transport, facts: NodeFacts, env: str, plan: _Plan, *, wheelhouse: Wheelhouse, source: Source
+    transport: Transport, facts: NodeFacts, env: str, plan: _Plan, *, wheelhouse: Wheelhouse, source: str
 ) -> Completed:
     local = isinstance(transport, LocalTransport)
     if local and (source == "index" or facts.os != "Linux"):

@@ -1,8 +1,8 @@
 """The locked lists of what a runtime environment holds, and the part of one that an interpreter needs.
 
-The lists (data/*.txt) are pip requirements with hashes, for every platform and Python at once. Each one's first lines hold the
-command that makes it anew. pip cannot read such a list for another machine than the one it runs on (its markers are
-evaluated here), so the choice is made by `Lock.select`.
+The lists (data/*.txt) are pip requirements with hashes, for every platform and Python at once; the first lines of each hold
+the command that makes it anew. pip reads their markers for the interpreter that it runs on, whatever --python-version
+says, so what a node needs is chosen here, by `Lock.select`.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def parse_lock(text: str) -> Lock:
         hashes = tuple(_HASH.findall(stripped))
         if found is None or not hashes:
             raise ConfigError(f"the runtime's list has a line of unknown form: {stripped[:120]!r}")
-        pins.append(
-            Pin(name=found["name"], version=found["version"], marker=(found["marker"] or "").strip(), hashes=hashes)
-        )
+        pins.append(Pin(name=found["name"], version=found["version"], marker=(found["marker"] or "").strip(), hashes=hashes))
     return Lock(pins=tuple(pins))
 
 

@@ -43,9 +43,7 @@ class PythonChoice:
         return attrs.evolve(self, conda="") if self.conda and self.python is not None else None
 
 
-def choose_python(
-    facts: NodeFacts, *, allow_newer: bool = False, more: Sequence[PythonFound] = ()
-) -> PythonChoice:
+def choose_python(facts: NodeFacts, *, allow_newer: bool = False, more: Sequence[PythonFound] = ()) -> PythonChoice:
     """conda where the node has it; else the newest Python that Ray 2.9.3 runs on (3.8 to 3.11).
 
     allow_newer: where there is none of these, take 3.12 or newer and the newer Ray (`local` only). more: interpreters

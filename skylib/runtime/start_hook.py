@@ -5,18 +5,21 @@ Trims what our Ray has no use for, and gives each node its own private directory
 Every attribute is checked first, so that another Ray version starts as it likes. Python 3.8, standard library.
 """
 
+from __future__ import annotations
+
 import os
 import tempfile
+from typing import Any
 
 __all__ = ["trim"]
 
 
-def trim(params, head):  # type: ignore[no-untyped-def]
+def trim(params: Any, head: bool) -> None:
     """params: RayParams before the node is made. SKYLIB_RAY_TEMP_DIR: the cluster's temp dir on this machine.
 
     SKYLIB_RAY_DASHBOARD_GRPC_PORT: for a head whose Ray has such a port (newer ones have no flag for it either).
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         "ray_client_server_port": None,  # `ray://`: 0.9 CPU seconds at each start
         "include_log_monitor": False,  # sends workers' logs to drivers: 0.5 CPU seconds at each start
     }
