@@ -15,9 +15,13 @@ from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.files import deliver, prepare_files
 from skylib.ops.joblogs import fetch_job_files
+from skylib.runtime.agent_client import daemon_command
+from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 
-__all__ = ["as_task", "cancel", "download_logs", "exec_", "job", "queue", "require_up", "tail_logs", "wait"]
+__all__ = ["as_task", "bring_logs_home", "cancel", "download_logs", "exec_", "job", "queue", "require_up", "tail_logs", "wait"]
+
+WAKE_TIMEOUT_S = 30.0
 
 
 def as_task(task_or_command: Task | str) -> Task:
@@ -146,13 +150,28 @@ def download_logs(session: Session, name: str, job_ids: Sequence[int] | None = N
 
 
 def bring_logs_home(session: Session, record: ClusterRecord) -> str:
-    """Before a cluster goes: what its jobs printed. "" when done, else why something is missing, in words."""
+    """Before a cluster goes: what its jobs printed. "" when done, else why something is missing, in words.
+
+    The agent of a cluster that stopped by itself is woken for it; who asks ends it with all the rest.
+    """
+    if not record.nodes:
+        return ""
     try:
-        agent = session.agent(record)
-        jobs = polling.queue(agent, record.name)
-        session.store.save_jobs(record.cluster_id, jobs)
-        for each in jobs:
-            logs.keep(agent, record.name, each.job_id, logs.kept_path(session.home.job_logs, record.name, each.job_id))
+        try:
+            _bring(session, record)
+        except AgentError:
+            head = record.head
+            command = daemon_command(head.python, layout_of(head), record.cluster_id)
+            session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
+            _bring(session, record)
     except (AgentError, TransportError) as error:
         return error.message
     return ""
+
+
+def _bring(session: Session, record: ClusterRecord) -> None:
+    agent = session.agent(record)
+    jobs = polling.queue(agent, record.name)
+    session.store.save_jobs(record.cluster_id, jobs)
+    for each in jobs:
+        logs.keep(agent, record.name, each.job_id, logs.kept_path(session.home.job_logs, record.name, each.job_id))

@@ -17,7 +17,7 @@ from skylib.models.plan import Plan
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.files import deliver, deliver_to, files_digest, prepare_files
-from skylib.ops.provision import choose, make, revive, undo
+from skylib.ops.provision import choose, make, revive, take_away
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan
 
@@ -93,7 +93,7 @@ def _standing(
     """The cluster, UP and with the task's files on it."""
     record = session.store.cluster(name)
     if record is not None and _half_made(session, record):
-        undo(session, record, events)
+        take_away(session, record, events)
         _settle_dead_intents(session, name)
         record = session.store.cluster(name)
     autostop = autostop_of(task, options)

@@ -28,7 +28,7 @@ def stop(session: Session, name: str) -> DownReceipt:
     with session.operation("stop", name) as events, session.hold(name, "stop"):
         record = session.require(name)
         intent = session.store.begin_intent("stop", name, {"cluster_id": record.cluster_id})
-        problem = bring_logs_home(session, record) if record.status is ClusterStatus.UP else ""
+        problem = "" if record.status is ClusterStatus.STOPPED else bring_logs_home(session, record)
         receipts = end_everywhere(session, record, events)
         receipt = DownReceipt(cluster_name=name, nodes=receipts, released=False, logs_kept=problem or "all")
         _raise_unclean(receipt, "stop")
@@ -56,7 +56,7 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
     with session.operation("down", name) as events, session.hold(name, "down"):
         record = session.require(name)
         intent = session.store.begin_intent("down", name, {"cluster_id": record.cluster_id, "purge": purge})
-        problem = bring_logs_home(session, record) if record.status is ClusterStatus.UP else ""
+        problem = "" if record.status is ClusterStatus.STOPPED else bring_logs_home(session, record)
         receipts = _merged(end_everywhere(session, record, events), _release(session, record, events))
         receipt = DownReceipt(cluster_name=name, nodes=receipts, released=True, logs_kept=problem or "all")
         if not purge:

@@ -22,7 +22,7 @@ from skylib.runtime.teardown import end_node, release_node
 from skylib.session import Session
 from skylib.transport.fanout import fanout
 
-__all__ = ["choose", "make", "revive", "undo"]
+__all__ = ["choose", "make", "revive", "take_away"]
 
 Beside = Callable[[Sequence[tuple[HostAddress, str]]], None]
 REVIVE_CHECK_S = 5.0
@@ -91,7 +91,7 @@ def make(
         return _bring_up(session, record, members, context.events, beside=beside, timeout_s=timeout_s)
     except BaseException as error:
         if begun:
-            leftovers = undo(session, record, context.events, touched=_touched(error))
+            leftovers = take_away(session, record, context.events, touched=_touched(error))
             if leftovers and isinstance(error, SkyError):
                 error.__dict__["leftovers"] = leftovers
         raise
@@ -119,8 +119,10 @@ def revive(session: Session, record: ClusterRecord, events: EventSink) -> Cluste
         session.store.settle_intent(intent, "settled")
 
 
-def undo(session: Session, record: ClusterRecord, events: EventSink, *, touched: bool = True) -> tuple[str, ...]:
-    """Take away what a launch that failed, or died, left; what could not be taken away, in words.
+def take_away(session: Session, record: ClusterRecord, events: EventSink, *, touched: bool = True) -> tuple[str, ...]:
+    """Take away a cluster that nobody wants (a launch that failed or died, one that gave itself up); what could not be
+    taken away, in words.
+
 
     The record and the claims go when every node is clean; else they stay, as INIT, for client.down().
     """
@@ -228,7 +230,7 @@ def _member(
         host=offer.host,
         address=offer.address,
         facts=facts,
-        ip="127.0.0.1" if local else _reachable_ip(facts, offer.address),
+        ip=_reachable_ip(facts, offer.address),
         root=root,
         env=env,
         cpus=offer.cpus,
@@ -239,7 +241,10 @@ def _member(
 
 
 def _reachable_ip(facts: NodeFacts, address: HostAddress) -> str:
-    return facts.internal_ips[0] if facts.internal_ips else address.host
+    """Where the other nodes reach it. Ray turns 127.0.0.1 into the machine's own address, so that is given at once."""
+    if facts.internal_ips:
+        return facts.internal_ips[0]
+    return "127.0.0.1" if address.kind == "local" else address.host
 
 
 def _known_member(node: NodeRecord, facts: NodeFacts) -> Member:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 import attrs
 
-from skylib.errors import AgentError, AgentVersionError, TransportError
+from skylib.errors import AgentError, AgentVersionError, ClusterBusy, TransportError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
+from skylib.ops.execute import bring_logs_home
+from skylib.ops.lifecycle import end_everywhere
+from skylib.ops.provision import take_away
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
@@ -21,7 +25,8 @@ __all__ = ["Seen", "check", "next_status", "refresh", "status"]
 class Seen:
     """What asking a cluster gave. reached: the head's host answered. agent: the agent did. alive: ranks that Ray has.
 
-    stopped: the node says that it stopped by itself. stopping: it is about to.
+    stopped: the node says that it stopped by itself; released: and that the hosts are to be given back. stopping: it is
+    about to.
     """
 
     reached: bool
@@ -29,11 +34,14 @@ class Seen:
     ray_ok: bool = False
     alive: int = 0
     stopped: bool = False
+    released: bool = False
     stopping: bool = False
 
 
-def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus:
-    """The status after a look. Unreachable is not gone, and what was stopped does not come up by itself."""
+def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus | None:
+    """The status after a look; None when the cluster gave itself up. Unreachable is not gone, and what was stopped does
+    not come up by itself.
+    """
     if known is ClusterStatus.STOPPED:
         return ClusterStatus.STOPPED
     if not seen.reached:
@@ -43,7 +51,7 @@ def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus:
     if seen.agent and seen.ray_ok and seen.alive == wanted:
         return ClusterStatus.UP
     if seen.stopped and not seen.agent:
-        return ClusterStatus.STOPPED
+        return None if seen.released else ClusterStatus.STOPPED
     return ClusterStatus.INIT
 
 
@@ -79,11 +87,26 @@ def refresh(session: Session, record: ClusterRecord, events: EventSink) -> Clust
         return record  # an operation is on it, or died on it: its next verb sees to that
     seen = _look(session, record)
     found = next_status(record.status, record.num_nodes, seen)
-    if found is ClusterStatus.STOPPED and record.autostop is not None and record.autostop.down:
-        session.forget_agent(record.cluster_id)
     if found is record.status:
         return record
+    if found is None or found is ClusterStatus.STOPPED:
+        return _settle_stopped(session, record, found, events)
     return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+
+
+def _settle_stopped(
+    session: Session, record: ClusterRecord, found: ClusterStatus | None, events: EventSink
+) -> ClusterRecord | None:
+    """The cluster stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released."""
+    try:
+        with session.hold(record.name, "status", 0.0):
+            bring_logs_home(session, record)
+            if found is None:
+                return record if take_away(session, record, events) else None
+            end_everywhere(session, record, events)
+            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+    except ClusterBusy:
+        return record  # somebody is at it
 
 
 def _look(session: Session, record: ClusterRecord) -> Seen:
@@ -107,10 +130,16 @@ def _look(session: Session, record: ClusterRecord) -> Seen:
 def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
     marker = f"{record.head.root}/.sky/stopped.json"
     try:
-        done = session.transport(record.head.address).run(Command.of("test", "-f", marker), timeout_s=20.0)
+        done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=20.0)
     except TransportError:
         return Seen(reached=False)
-    return Seen(reached=True, stopped=done.ok)
+    if not done.ok:
+        return Seen(reached=True)
+    try:
+        said = json.loads(done.stdout)
+    except ValueError:
+        said = {}
+    return Seen(reached=True, stopped=True, released=bool(said.get("down")))
 
 
 def check(session: Session) -> list[InfraStatus]:

@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from skylib.agent.protocol import PROTOCOL
+from skylib.agent.protocol import PROTOCOL, TOKEN_VARIABLE
 from skylib.errors import AgentError, AgentReplyError, AgentVersionError, ConnectError, TransportError
 from skylib.runtime.layout import NodeLayout
 from skylib.transport.base import Process, Transport
 from skylib.transport.command import Command
 
-__all__ = ["AgentClient", "bridge_command", "payload_bytes"]
+__all__ = ["AgentClient", "bridge_command", "daemon_command", "payload_bytes"]
 
 HANDSHAKE_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 60.0
@@ -39,6 +39,12 @@ Message = dict[str, Any]
 def bridge_command(python: str, layout: NodeLayout) -> Command:
     """What joins an SSH channel to the agent's socket on the node."""
     return Command.of(python, "-S", "-E", layout.agent_bundle, "bridge", "--socket", layout.agent_socket)
+
+
+def daemon_command(python: str, layout: NodeLayout, cluster_id: str) -> Command:
+    """What starts the agent of a node, or finds it running; returns when its socket accepts."""
+    words = (python, layout.agent_bundle, "daemon", "--config", layout.agent_json)
+    return Command.of(*words, env={TOKEN_VARIABLE: cluster_id}, cwd=layout.root)
 
 
 class AgentClient:

@@ -16,14 +16,13 @@ from typing import Any
 
 import attrs
 
-from skylib.agent.protocol import TOKEN_VARIABLE
 from skylib.catalog.accelerators import accelerator_name
 from skylib.errors import AgentError, AgentReplyError, BringUpError, SkyError, TransportError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, NodeRecord
 from skylib.models.node import Gpu, HostAddress, NodeFacts
 from skylib.runtime.agent_bundle import Bundle, build_bundle
-from skylib.runtime.agent_client import AgentClient
+from skylib.runtime.agent_client import AgentClient, daemon_command
 from skylib.runtime.environment import Environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.node_files import NodePlan, agent_config, cluster_mark, write_files
@@ -292,9 +291,7 @@ def _start(
 
     def daemon(member: Member, node: NodePlan) -> None:
         with span(tools.events, "runtime.agent", node=member.host):
-            path = f"{node.layout.agent_dir}/{bundle.sha256}.pyz"
-            words = (node.python, path, "daemon", "--config", node.layout.agent_json)
-            command = Command.of(*words, env={TOKEN_VARIABLE: site.cluster_id}, cwd=node.layout.root)
+            command = daemon_command(node.python, node.layout, site.cluster_id)
             tools.transport(member.address).run(command, timeout_s=DAEMON_TIMEOUT_S).check()
         if node.rank == 0:
             daemons.set()

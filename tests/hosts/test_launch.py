@@ -1,0 +1,180 @@
+"""Clusters on real SSH hosts: from nothing to up, stop, start, down."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import skylib
+from skylib.errors import ClusterNotFound, ClusterNotUp
+from tests.lab import Lab, eventually, ranks_text, texts
+
+EXAMPLES = Path(__file__).parents[1] / "data" / "skypilot_examples"
+
+
+def test_a_task_yaml_runs_across_three_hosts_and_leaves_nothing(lab: Lab, tmp_path: Path):
+    """The main job: a SkyPilot YAML with workdir, mount, setup and run on three hosts, its log, and down with a receipt."""
+    workdir = tmp_path / "project"
+    workdir.mkdir()
+    workdir.joinpath("main.sh").write_text("echo $GREETING from $SKYPILOT_NODE_RANK with $(cat made-by-setup) and $(cat ~/data.txt)\n")
+    workdir.joinpath("ignored.log").write_text("x")
+    workdir.joinpath(".skyignore").write_text("*.log\n")
+    tmp_path.joinpath("data.txt").write_text("data")
+    task = skylib.Task.from_yaml_str(
+        f"""
+        name: main
+        num_nodes: 3
+        resources: {{infra: ssh/lab}}
+        workdir: {workdir}
+        envs: {{GREETING: hello}}
+        file_mounts: {{~/data.txt: {tmp_path}/data.txt}}
+        setup: echo setup > made-by-setup; ls
+        run: sh main.sh
+        """
+    )
+    job = lab.client.launch(task, "main")
+    lines = list(job.logs())
+    assert job.wait().exit_codes == (0, 0, 0)
+    run = ranks_text([line for line in lines if line.stream == "run"])
+    assert run == [(rank, f"hello from {rank} with setup and data") for rank in range(3)]
+    assert "ignored.log" not in texts(lines)
+    receipt = lab.client.down("main")
+    assert receipt.clean
+    assert all(node.ended for node in receipt.nodes)
+    assert 6380 in receipt.nodes[0].ports_closed
+    assert all("/home/sky/.sky/cluster.json" in node.paths_removed for node in receipt.nodes)
+    for host in lab.hosts:
+        host.sh("rm -f ~/data.txt")
+    lab.assert_nothing_left()
+    assert texts(list(job.logs())) == texts(lines)
+
+
+def test_the_nodes_hold_skypilots_three_small_files(lab: Lab):
+    """ray_port.json, python_path and ray_path are as SkyPilot writes them, and Ray is on 6380 with its temp dir."""
+    lab.client.launch(lab.task("true"), "files").wait()
+    head = lab.client.cluster("files").nodes()[0]
+    host = next(host for host in lab.hosts if host.ip == head.internal_ip)
+    assert json.loads(host.sh("cat ~/.sky/ray_port.json").stdout) == {"ray_port": 6380, "ray_dashboard_port": 8266}
+    assert host.sh("$(cat ~/.sky/python_path) -c 'import ray; print(ray.__version__)'").stdout.strip() == "2.9.3"
+    assert host.sh("$(cat ~/.sky/ray_path) --version 2>/dev/null").stdout.strip() == "ray, version 2.9.3"
+    assert {6380, 8266} <= host.listening_ports()
+    assert host.sh("ls /tmp/ray_skypilot/session_latest >/dev/null && ls -d /tmp/ray 2>/dev/null; true").stdout == ""
+
+
+def test_launch_on_an_up_cluster_reuses_it(lab: Lab):
+    """A second launch of the name queues a job on the standing cluster: same id, same processes."""
+    lab.client.launch(lab.task("true"), "again").wait()
+    before = lab.client.status("again")[0]
+    job = lab.client.launch(lab.task("echo second"), "again")
+    job.wait()
+    after = lab.client.status("again")[0]
+    assert (job.id, after.cluster_id, after.launched_at) == (2, before.cluster_id, before.launched_at)
+
+
+def test_fast_skips_a_setup_that_has_succeeded_and_only_that(lab: Lab):
+    """With fast, setup runs once for the same script, variables and files, and again when one of them changes."""
+    task = lab.task("true", setup="echo ran >> ~/setups", num_nodes=2)
+    lab.client.launch(task, "fast", fast=True).wait()
+    lab.client.launch(task, "fast", fast=True).wait()
+    lab.client.launch(lab.task("true", setup="echo ran >> ~/setups", num_nodes=2, envs={"A": "1"}), "fast", fast=True).wait()
+    lab.client.launch(task, "fast").wait()
+    done = lab.client.cluster("fast").run("grep -c ran ~/setups; rm ~/setups")
+    assert [each.stdout.strip() for each in done] == [b"3", b"3"]
+
+
+def test_setup_that_fails_on_one_host_fails_the_job_before_run(lab: Lab):
+    """FAILED_SETUP with the code of that node; run does not start; the cluster stays up for a look."""
+    task = lab.task("echo never", setup='[ "$SKYPILOT_SETUP_NODE_RANK" = 1 ] && exit 9; true', num_nodes=3)
+    job = lab.client.launch(task, "setup")
+    record = job.wait(check=False)
+    assert record.status is skylib.JobStatus.FAILED_SETUP
+    assert record.exit_codes[1] == 9
+    assert "never" not in texts(list(job.logs()))
+    assert lab.client.status("setup")[0].status is skylib.ClusterStatus.UP
+
+
+def test_stop_keeps_files_and_hosts_and_start_brings_it_back(lab: Lab):
+    """Stopped: no process, hosts held, logs readable; started: same hosts, files there, jobs' history kept."""
+    job = lab.client.launch(lab.task("echo kept > ~/sky_workdir/kept; echo printed", num_nodes=2), "nap")
+    job.wait()
+    lab.client.stop("nap")
+    assert lab.client.status("nap")[0].status is skylib.ClusterStatus.STOPPED
+    assert [line for host in lab.hosts for line in lab.ours(host)] == []
+    assert texts(list(job.logs())) == ["printed", "printed"][: len(list(job.logs()))]
+    with pytest.raises(ClusterNotUp):
+        lab.client.exec("true", "nap")
+    lab.client.start("nap")
+    again = lab.client.exec("cat ~/sky_workdir/kept", "nap")
+    assert texts(list(again.logs())) == ["kept"]
+    assert [record.job_id for record in lab.client.queue("nap")] == [1, 2]
+
+
+def test_two_launches_of_one_name_at_once_make_one_cluster(lab: Lab):
+    """Two threads, one name: one cluster, two jobs, both succeed."""
+    jobs: list[skylib.Job] = []
+    threads = [threading.Thread(target=lambda: jobs.append(lab.client.launch(lab.task("true"), "one"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(job.id for job in jobs) == [1, 2]
+    assert [job.wait().status.value for job in jobs] == ["SUCCEEDED", "SUCCEEDED"]
+    assert len(lab.client.status()) == 1
+
+
+def test_a_second_cluster_takes_other_hosts(lab: Lab):
+    """A host serves one cluster: the second takes what is free, the third is told who holds what."""
+    lab.client.launch(lab.task("true", num_nodes=2), "first").wait()
+    lab.client.launch(lab.task("true"), "second").wait()
+    hosts = [{node.host for node in record.nodes} for record in lab.client.status(["first", "second"])]
+    assert not hosts[0] & hosts[1]
+    with pytest.raises(skylib.errors.NoCapacityError) as caught:
+        lab.client.launch(lab.task("true"), "third")
+    assert len(caught.value.reasons) == 3
+    assert "first" in str(caught.value)
+    assert [record.name for record in lab.client.status()] == ["second", "first"]
+
+
+def test_plan_says_what_launch_would_do_and_changes_nothing(lab: Lab):
+    """Hosts chosen, steps to skip; launch(plan) takes exactly those hosts."""
+    plan = lab.client.plan(lab.task("true", num_nodes=2), "planned")
+    assert lab.client.status() == []
+    assert [len(plan.chosen), len(plan.alternatives)] == [2, 1]
+    assert {step.step for step in plan.steps if step.skipped} >= {"environment"}
+    lab.client.launch(plan).wait()
+    assert {node.host for node in lab.client.cluster("planned").nodes()} == {offer.host for offer in plan.chosen}
+
+
+def test_autostop_ends_ray_on_the_nodes_and_keeps_the_claim(lab: Lab):
+    """The nodes stop the idle cluster by themselves; a refresh sees STOPPED; the hosts are still held."""
+    lab.client.launch(lab.task("true"), "idle").wait()
+    record = lab.client.status("idle")[0]
+    lab.client.autostop("idle", 0)
+    host = next(host for host in lab.hosts if host.ip == record.head.internal_ip)
+    eventually(lambda: lab.ours(host) == [], within_s=100, what="the node's own stop")
+    assert lab.client.status("idle", refresh=True)[0].status is skylib.ClusterStatus.STOPPED
+    assert "idle" in str(lab.client.status())
+
+
+@pytest.mark.parametrize("name", ["minimal", "multi_hostname", "env_check", "multi_echo"])
+def test_skypilots_published_examples_run(lab: Lab, name: str):
+    """Tasks with the shape of SkyPilot's own examples run on the pool as they are."""
+    secrets_or_envs = {"INDEX": "1"} if name == "multi_echo" else None
+    task = skylib.Task.from_yaml(EXAMPLES / f"{name}.yaml", envs=secrets_or_envs)
+    job = lab.client.launch(task, name.replace("_", "-"))
+    assert job.wait().status is skylib.JobStatus.SUCCEEDED
+
+
+def test_verbs_on_an_unknown_cluster_are_a_typed_error(lab: Lab):
+    """ClusterNotFound from every verb that takes a name, with the names that exist."""
+    client = lab.client
+    for verb in (client.start, client.stop, client.down, client.queue, client.cancel, client.tail_logs, client.cluster):
+        with pytest.raises(ClusterNotFound):
+            verb("nobody")
+    with pytest.raises(ClusterNotFound):
+        client.exec("true", "nobody")
+    with pytest.raises(ClusterNotFound):
+        client.status("nobody")
