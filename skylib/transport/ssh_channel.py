@@ -22,6 +22,8 @@ _READ_BYTES = 256 * 1024
 _INLINE_BYTES = 16 * 1024
 """Stdin up to this size fits the window that every server opens with: no thread is needed for it."""
 _KILL_GRACE_S = 3.0
+_ABORT_GRACE_S = 1.0
+_PID_GRACE_S = 2.0
 _ANNOUNCE = 'echo "skylib-pid $$" >&2; exec "${SHELL:-/bin/sh}" -c "$1"'
 """For an sshd that passes no signals on: before all else, a line of stderr names the command's process."""
 
@@ -36,6 +38,7 @@ class OpenChannel:
         self._give_back = give_back
         self._lock = threading.Lock()
         self._closed = False
+        self._arrived = threading.Event()
         self._end: Callable[[int], bool] | None = None
         self._pid: int | None = None
         self._before_pid = b""
@@ -62,10 +65,8 @@ class OpenChannel:
                 self.wire.send_eof()
             else:
                 send, finish = self.wire.send, self.wire.send_eof
-                feeder = Feeder(stdin, send=send, finish=finish, on_error=self.abort).start()
-            yield from self._drain(deadline)
-            if feeder is not None and feeder.error is not None:
-                raise feeder.error
+                feeder = Feeder(stdin, send=send, finish=finish, on_error=self._arrived.set)
+            yield from self._drain(deadline, feeder)
             ending = self.ending(deadline)
             finished = True
             return ending
@@ -97,15 +98,22 @@ class OpenChannel:
         cause = self._transport.saved_exception
         raise ConnectError(message, host=self.host, step="run", evidence=repr(cause) if cause else None, hint=hint)
 
-    def kill(self) -> bool:
-        """End the command's process group. True when the host has confirmed that it ended."""
-        self._signal()
-        return self.wire.wait_for_status(_KILL_GRACE_S) and self.wire.end_known
+    def kill(self, grace_s: float = _KILL_GRACE_S) -> bool:
+        """End the command's process group. True when the host has confirmed that it ended.
+
+        Said again until it is: right after the start the group does not exist yet, and a signal to it is lost.
+        """
+        until, pause_s = time.monotonic() + grace_s, 0.05
+        while not self.wire.end_known and not self.wire.closed and time.monotonic() < until:
+            self._signal()
+            if self.wire.wait_for_status(min(pause_s, max(0.0, until - time.monotonic()))):
+                break
+            pause_s *= 2
+        return self.wire.end_known
 
     def abort(self) -> None:
-        """End the command without waiting for it; whoever drains the channel sees its end."""
-        if not self.wire.end_known:
-            self._signal()
+        """End the command and close the channel; whoever drains it sees its end."""
+        self.kill(_ABORT_GRACE_S)
         self.wire.close()
 
     def close(self) -> None:
@@ -133,12 +141,19 @@ class OpenChannel:
         if self._end is None:
             with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
                 self.wire.request("signal", b"KILL", want_reply=False)
-        elif self._pid is not None:
+            return
+        until = time.monotonic() + _PID_GRACE_S
+        while self._pid is None and not self.wire.over and time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                self.unannounced(self.wire.read("stderr", _READ_BYTES, 0.05))
+        if self._pid is not None:
             self._end(self._pid)
 
-    def _drain(self, deadline: float | None) -> Following:
-        arrived = threading.Event()
-        self.wire.notify(arrived)
+    def _drain(self, deadline: float | None, feeder: Feeder | None) -> Iterator[Chunk]:
+        """Until both streams have ended. Raises DeadlinePassed, and what the source of stdin raised."""
+        self.wire.notify(self._arrived)
+        if feeder is not None:
+            feeder.start()
         while True:
             over = self.wire.over  # before the buffers are looked at: data come before their end
             got = False
@@ -148,10 +163,12 @@ class OpenChannel:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise DeadlinePassed(ended=False)
+            if feeder is not None and feeder.error is not None:
+                raise feeder.error
             if not got:
                 if over:
-                    return Ending(None)
-                arrived.wait(left)
+                    return
+                self._arrived.wait(left)
 
     def _buffered(self) -> Iterator[Chunk]:
         """What has come of both streams, one chunk each at most; nothing is waited for."""

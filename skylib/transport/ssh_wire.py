@@ -86,6 +86,10 @@ class WireChannel:
         return self.exit_signal is not None or self._channel.exit_status >= 0
 
     @property
+    def closed(self) -> bool:
+        return bool(self._channel.closed)
+
+    @property
     def over(self) -> bool:
         """No more bytes will come than have come."""
         return bool(self._channel.eof_received or self._channel.closed)
