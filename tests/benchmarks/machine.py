@@ -59,29 +59,45 @@ class Usage:
     def __init__(self, keeper_pid: int) -> None:
         self._keeper = keeper_pid
         self._seconds: dict[str, float] = defaultdict(float)
-        self._seen: dict[tuple[int, int], tuple[str, float]] = {}
+        self._spent: dict[tuple[int, int], float] = {}
+        self._names: dict[tuple[int, int], str] = {}
         self.wall = self.busy = 0.0
 
     def sample(self, *, first: bool = False) -> None:
         parents: dict[int, int] = {}
-        found: list[tuple[int, int, str, float]] = []
+        busy: list[tuple[int, int, float, float]] = []
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
                 continue
             try:
                 stat = Path("/proc", entry, "stat").read_text()
-                line = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except (FileNotFoundError, ProcessLookupError):
                 continue
             fields = stat.rpartition(")")[2].split()
-            parents[int(entry)] = int(fields[1])
-            spent = (int(fields[11]) + int(fields[12])) / _TICKS
-            found.append((int(entry), int(fields[19]), line or stat[stat.index("(") : stat.rindex(")") + 1], spent))
-        for pid, start, line, spent in found:
-            name, before = self._seen.get((pid, start), ("", spent if first else 0.0))
-            name = _name(line, ours=self._is_ours(pid, parents), me=pid == os.getpid()) or name
-            self._seen[pid, start] = (name, spent)
+            pid, start, spent = int(entry), int(fields[19]), (int(fields[11]) + int(fields[12])) / _TICKS
+            parents[pid] = int(fields[1])
+            before = self._spent.get((pid, start), spent if first else 0.0)
+            self._spent[pid, start] = spent
+            if spent > before:
+                busy.append((pid, start, before, spent))
+        for pid, start, before, spent in busy:
+            name = self._name(pid, parents) or self._names.get((pid, start), "ended soon")
+            self._names[pid, start] = name
             self._seconds[name] += spent - before
+
+    def _name(self, pid: int, parents: dict[int, int]) -> str:
+        if pid == os.getpid():
+            return "this process"
+        if not self._is_ours(pid, parents):
+            return "others on this machine"
+        try:
+            line = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        for part, name in _NAMES:
+            if part in line:
+                return name
+        return os.path.basename(line.split(" ")[0])
 
     def _is_ours(self, pid: int, parents: dict[int, int]) -> bool:
         """A process of a host, or below this one."""
@@ -104,17 +120,6 @@ class Usage:
         rows = sorted(self._seconds.items(), key=lambda row: -row[1])
         head = f"{title}: {self.wall:.2f} s, processors busy {self.busy_share:.0%}, {self.busy:.2f} cpu-s"
         return table(head, ("process", "cpu-s"), [(name, f"{spent:.2f}") for name, spent in rows if spent >= 0.02])
-
-
-def _name(line: str, *, ours: bool, me: bool) -> str:
-    if me:
-        return "this process"
-    if not ours:
-        return "others on this machine"
-    for part, name in _NAMES:
-        if part in line:
-            return name
-    return os.path.basename(line.split(" ")[0]) or line
 
 
 @contextmanager

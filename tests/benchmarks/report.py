@@ -29,7 +29,8 @@ class Report:
 
     def __init__(self, title: str, *, unit: str = "s") -> None:
         self.title = title
-        self._factor, self._unit = {"s": (1.0, "s"), "ms": (1000.0, "ms")}[unit], unit
+        self._unit = unit
+        self._factor = {"s": 1.0, "ms": 1000.0}[unit]
         self._seconds: dict[str, list[float]] = {}
         self._bounds: dict[str, float] = {}
         self._floors: dict[str, str] = {}
