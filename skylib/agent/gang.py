@@ -94,7 +94,9 @@ class Gang:
                 if exc.kind == "node" and self.nodes[rank] in self._ranks.alive():
                     await asyncio.sleep(0.2)
                     continue
-                self.ended(rank, {"code": 127, "signal": None, "error": str(exc)[-500:]})
+                gone = exc.kind == "node"
+                record = {"lost": "its node is gone"} if gone else {"code": 127, "signal": None, "error": str(exc)[-500:]}
+                self.ended(rank, record)
                 return
         self.watch(rank, str(spec["log_dir"]))
 

@@ -217,9 +217,10 @@ class NodeService:
         return reply
 
     def kill(self, task_id: str, phase: str, ranks: Optional[Sequence[int]], grace_s: float) -> Dict[str, List[int]]:
-        """Ends the whole process tree of a job on this node, or of some of its ranks; answers when that is done."""
+        """Ends the whole process tree of a job on this node, or of some ranks of a phase; answers when that is done."""
         variable = "SKYPILOT_SETUP_NODE_RANK" if phase == "setup" else "SKYPILOT_NODE_RANK"
         wanted = None if ranks is None else set(ranks)
+        phase = "" if wanted is None else phase
         shells = self._shells(task_id, phase, wanted)
 
         def find() -> List[Process]:
@@ -241,11 +242,12 @@ class NodeService:
         return {"ended": result.ended, "survivors": result.survivors}
 
     def _state_dirs(self, task_id: str, phase: str, ranks: Optional[Set[int]]) -> List[str]:
+        """Of a job on this node; of one phase, if one is named, and of some ranks, if there are any."""
         base = os.path.join(self.config.jobs_state, task_id)
         found = []
-        for name in os.listdir(base) if os.path.isdir(base) else []:
+        for name in os.listdir(base) if task_id and os.path.isdir(base) else []:
             its_phase, _, rank = name.partition("-")
-            if ranks is None or (its_phase == phase and rank.isdigit() and int(rank) in ranks):
+            if (not phase or its_phase == phase) and (ranks is None or int(rank) in ranks):
                 found.append(os.path.join(base, name))
         return found
 
