@@ -21,8 +21,9 @@ from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE
 from skylib.runtime.layout import ENV_NAME, NodeLayout
 from skylib.runtime.lock import Lock, load_lock, marker_values
 from skylib.runtime.python_choice import PythonChoice, choose_python, client_python
-from skylib.runtime.tar_stream import Entry, tar_stream
 from skylib.runtime.wheelhouse import WHEELS_TXT, Platform, Wheelhouse, client_uv
+from skylib.staging.manifest import Entry, Kind
+from skylib.staging.pack import Member, pack
 from skylib.transport.base import Completed, Transport
 from skylib.transport.command import Command
 from skylib.transport.local import LocalTransport
@@ -131,22 +132,27 @@ def _install(
 ) -> Completed:
     local = isinstance(transport, LocalTransport)
     if local and (source == "index" or facts.os != "Linux"):
-        with tempfile.TemporaryDirectory(prefix="skylib-") as pack:
-            Path(pack, WHEELS_TXT).write_text(plan.lock.render(), encoding="utf-8")
-            return transport.run(_command(env, plan, pack=pack, uv=str(client_uv()), index=True), timeout_s=_TIMEOUT_S)
+        with tempfile.TemporaryDirectory(prefix="skylib-") as here:
+            Path(here, WHEELS_TXT).write_text(plan.lock.render(), encoding="utf-8")
+            return transport.run(_command(env, plan, pack=here, uv=str(client_uv()), index=True), timeout_s=_TIMEOUT_S)
     platform = Platform.of(facts)
     if local:
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
         command = _command(env, plan, pack=str(wheels.directory), uv=str(wheelhouse.uv(platform)), index=False)
         return transport.run(command, timeout_s=_TIMEOUT_S)
-    entries = [Entry(name="uv", content=wheelhouse.uv(platform), mode=0o700)]
+    members = [_member("uv", wheelhouse.uv(platform))]
     if source == "index":
-        entries.append(Entry(name=f"pack/{WHEELS_TXT}", content=plan.lock.render().encode()))
+        members.append(Member.literal(f"pack/{WHEELS_TXT}", plan.lock.render().encode()))
     else:
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
-        entries += [Entry(name=f"pack/{path.name}", content=path) for path in (wheels.listing, *wheels.files)]
+        members += [_member(f"pack/{path.name}", path) for path in (wheels.listing, *wheels.files)]
     command = _command(env, plan, pack="-", uv="-", index=source == "index")
-    return transport.run(command, stdin=tar_stream(entries), timeout_s=_TIMEOUT_S)
+    return transport.run(command, stdin=pack(members), timeout_s=_TIMEOUT_S)
+
+
+def _member(name: str, path: Path) -> Member:
+    entry = Entry(path=name, kind=Kind.FILE, mode=0o700, size=path.stat().st_size, mtime_ns=0)
+    return Member(name=name, entry=entry, source=str(path.resolve()))
 
 
 def _command(env: str, plan: _Plan, *, pack: str, uv: str, index: bool) -> Command:

@@ -44,7 +44,8 @@ trap 'exit 143' TERM
 clear_old() {
     for left in "$env".new.* "$env".old.*; do
         [ -d "$left" ] || continue
-        kill -0 "${left##*.}" 2>/dev/null || rm -rf "$left"
+        pid=${left##*.}
+        if [ "$pid" = $$ ] || ! kill -0 "$pid" 2>/dev/null; then rm -rf "$left"; fi
     done
 }
 
@@ -68,7 +69,8 @@ make_empty() {
         }
         rm -rf "$env.old.$$"
     else
-        "$uv" venv --quiet --no-config --offline --no-project --relocatable --python "$python" "$final" </dev/null
+        "$uv" venv --quiet --no-config --no-project --offline --relocatable --cache-dir "$work/cache" \
+            --python "$python" "$final" </dev/null
     fi
 }
 
