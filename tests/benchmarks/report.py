@@ -122,6 +122,10 @@ class Timeline:
         """Steps of this name in the latest run."""
         return [step for step in self.runs[-1] if step.name == name]
 
+    def facts(self, name: str, fact: str) -> list[object]:
+        """What steps of this name in the latest run said of one thing, where they did."""
+        return [step.facts[fact] for step in self.last(name) if fact in step.facts]
+
     def text(self, title: str) -> str:
         """Each step: begun and ended (median of runs, the latest node of each run), in order of beginning."""
         spans: dict[str, list[tuple[float, float, int]]] = {}

@@ -137,12 +137,12 @@ def test_launch_on_bare_hosts(testbed: Testbed, tmp_path: Path, warm_hosts: list
             bare = Launches(tmp_path / f"bare{count}", hosts, wheels)
             settle()
             report.add(first, bare.first_line())
-            assert [step.facts["created"] for step in bare.timeline.last("runtime.environment")] == [True] * 3
+            assert bare.timeline.facts("runtime.environment", "created") == [True] * 3
             report.add(environment + "first", max(step.seconds for step in bare.timeline.last("runtime.environment")))
             settle()
             report.add(second, bare.first_line())
             found = bare.timeline.last("runtime.environment")
-            assert [step.facts["created"] for step in found] == [False] * 3
+            assert bare.timeline.facts("runtime.environment", "created") == [False] * 3
             report.add(environment + "second", max(step.seconds for step in found))
             settle()
             report.add(third, warm.first_line())
