@@ -77,16 +77,20 @@ class Job(_Handle):
 
     def to_json(self) -> str:
         """A recipe for the same handle elsewhere."""
-        return json.dumps({"home": self._home, "cluster_name": self.cluster_name, "job_id": self.id})
+        return json.dumps(
+            {"home": self._home, "cluster_name": self.cluster_name, "job_id": self.id, "adopted": self.adopted}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Job:
         """The handle that `to_json` described."""
         recipe = json.loads(text)
-        return cls(recipe["home"], recipe["cluster_name"], recipe["job_id"])
+        return cls(
+            recipe["home"], recipe["cluster_name"], recipe["job_id"], adopted=bool(recipe.get("adopted"))
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Job, (self._home, self.cluster_name, self.id)
+        return _job, (self._home, self.cluster_name, self.id, self.adopted)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Job):
@@ -98,6 +102,10 @@ class Job(_Handle):
 
     def __repr__(self) -> str:
         return f"Job(cluster={self.cluster_name!r}, id={self.id})"
+
+
+def _job(home: str, cluster_name: str, job_id: int, adopted: bool) -> Job:
+    return Job(home, cluster_name, job_id, adopted=adopted)
 
 
 class Cluster(_Handle):

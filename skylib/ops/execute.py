@@ -19,7 +19,18 @@ from skylib.runtime.agent_client import daemon_command
 from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 
-__all__ = ["as_task", "bring_logs_home", "cancel", "download_logs", "exec_", "job", "queue", "require_up", "tail_logs", "wait"]
+__all__ = [
+    "as_task",
+    "bring_logs_home",
+    "cancel",
+    "download_logs",
+    "exec_",
+    "job",
+    "queue",
+    "require_up",
+    "tail_logs",
+    "wait",
+]
 
 WAKE_TIMEOUT_S = 30.0
 

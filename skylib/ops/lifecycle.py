@@ -79,7 +79,11 @@ def end_everywhere(session: Session, record: ClusterRecord, events: EventSink) -
     """End every process of the cluster: workers and head at once, through each node's own bundle."""
     session.forget_agent(record.cluster_id)
 
+    first_here = {node.address: node.rank for node in reversed(record.nodes)}
+
     def end(node: NodeRecord) -> NodeReceipt:
+        if first_here[node.address] != node.rank:  # several nodes on one machine: the first one's call ends all
+            return NodeReceipt(rank=node.rank, host=node.host)
         with span(events, "teardown.end", node=node.host, rank=node.rank) as step:
             receipt = end_node(session.transport(node.address), node)
             step.note(ended=len(receipt.ended), problem=receipt.error)

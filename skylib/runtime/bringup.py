@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from skylib.runtime.preflight import (
     foreign_cluster,
     raise_problems,
 )
+from skylib.runtime.race import Race
 from skylib.runtime.ray_commands import RayNode, head_start, worker_start
 from skylib.transport.base import Transport
 from skylib.transport.command import Command
@@ -242,34 +242,6 @@ def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bund
             raise _named(outcome.error, site, outcome.item[0].host, "runtime.files") from outcome.error
 
 
-class _Race:
-    """Steps that run at once, each in a thread of its own; the first failure, or the one that counts, ends the wait."""
-
-    def __init__(self) -> None:
-        self._ends: queue.SimpleQueue[tuple[str, Any, BaseException | None]] = queue.SimpleQueue()
-
-    def go(self, name: str, act: Callable[[], Any]) -> None:
-        def run() -> None:
-            try:
-                self._ends.put((name, act(), None))
-            except BaseException as error:  # handed to the thread that waits, which raises it
-                self._ends.put((name, None, error))
-
-        threading.Thread(target=run, name=f"skylib-{name}", daemon=True).start()
-
-    def until(self, names: Iterable[str], timeout_s: float) -> dict[str, Any]:
-        """What these steps gave, by name. Raises what any step raised before that; queue.Empty at the timeout."""
-        deadline = time.monotonic() + timeout_s
-        awaited = set(names)
-        given: dict[str, Any] = {}
-        while awaited - given.keys():
-            ended, value, error = self._ends.get(timeout=max(0.0, deadline - time.monotonic()))
-            if error is not None:
-                raise error
-            given[ended] = value
-        return given
-
-
 def _start(
     site: Site,
     nodes: Sequence[NodePlan],
@@ -281,7 +253,7 @@ def _start(
     """Ray and agents on all nodes at once. The agents import what they need while Ray comes up."""
     head_transport = tools.transport(site.members[0].address)
     agent = tools.agent(head_transport, nodes[0])
-    race = _Race()
+    race = Race()
     daemons = threading.Event()
 
     def ray(member: Member, node: NodePlan) -> None:
