@@ -16,9 +16,13 @@ from skylib.models.node import HostAddress, NodeFacts
 from skylib.paths import SkyHome
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
+from skylib.runtime.ports import RAY_DEFAULTS, HeadPorts, NodePorts
+from skylib.runtime.ray_commands import RayNode, head_start, worker_start
 from skylib.transport.base import Completed
 from skylib.transport.command import Command
+from skylib.transport.fanout import fanout
 from skylib.transport.ssh import SshTransport
+from tests.lab import eventually
 from tests.runtime_fixture import shared_wheelhouse
 from tests.testbed import Host
 
@@ -246,6 +250,44 @@ def test_a_conda_that_fails_alone_is_told(make_host: MakeHost, reach: Reach) -> 
     assert "no channels" in str(caught.value.evidence)
     assert text(host, LEFTOVERS) == ""
 
+
+@pytest.mark.ray
+def test_three_nodes_of_one_machine_start_at_once_on_ports_of_ours(make_host: MakeHost, reach: Reach) -> None:
+    """Head and workers started together find each other, share no socket or port, and listen where we say only."""
+    host = make_host()
+    transport = reach(host)
+    ensure(transport, probe(transport))
+    before = host.listening_ports()
+    layout = NodeLayout(root="/home/sky")
+    head = HeadPorts.at()
+    nodes = [
+        RayNode(rank=rank, ip=host.ip, cpus=1, layout=layout, ports=NodePorts.for_rank(rank, nodes_on_machine=3))
+        for rank in range(3)
+    ]
+    commands = [head_start(nodes[0], head, cluster_id="t")]
+    commands += [worker_start(node, f"{host.ip}:{head.ray}", cluster_id="t") for node in nodes[1:]]
+    for outcome in fanout(lambda command: transport.run(command, timeout_s=120), commands):
+        assert outcome.value is not None, outcome.error
+        assert outcome.value.ok, outcome.value.stderr.decode()
+    said = text(host, f"~/skypilot-runtime/bin/python -W ignore -c '{ASK_RAY}' {host.ip}:{head.ray} 2>/dev/null")
+    assert json.loads(said.splitlines()[-1]) == [["skylib_rank_0"], ["skylib_rank_1"], ["skylib_rank_2"]]
+    eventually(lambda: head.dashboard_metrics in host.listening_ports(), what="the dashboard's metrics")
+    listening = host.listening_ports() - before
+    workers = {port for node in nodes for port in range(node.ports.worker_min, node.ports.worker_max + 1)}
+    fixed = {port for node in nodes for port in node.ports.fixed()} | {*head.fixed()}
+    assert listening - workers <= fixed
+    assert {6380, 8266, 8076} <= listening
+    assert not listening & RAY_DEFAULTS
+    assert text(host, "ls -d /tmp/ray /tmp/ray_skypilot/ray_current_cluster 2>/dev/null") == (
+        "/tmp/ray_skypilot/ray_current_cluster"
+    )
+
+
+ASK_RAY = """
+import json, sys, ray
+ray.init(sys.argv[1], log_to_driver=False)
+print(json.dumps(sorted([name for name in node["Resources"] if name.startswith("skylib")] for node in ray.nodes())))
+""".replace("'", '"')
 
 # Makes what conda makes (a prefix with its own bin/python), from an interpreter of the host.
 FAKE_CONDA = """#!/bin/sh
