@@ -47,6 +47,8 @@ class Daemon(Keeper):
         self._leaving = asyncio.Event()
         self._engine: Optional[Engine] = None
         self._gone_since: Dict[int, float] = {}
+        self._was_up = False
+        self._keeping: Optional[asyncio.Task[None]] = None
 
     async def run(self, ready: Any) -> None:
         """Until it is told to leave. ready: called once the socket accepts."""
@@ -97,9 +99,18 @@ class Daemon(Keeper):
 
     def _nodes_changed(self) -> None:
         engine = self.engine
-        if engine.ranks.up:
-            engine.schedule()
+        if engine.ranks.up and not self._was_up:
+            self._keeping = asyncio.ensure_future(self._keep_reservations())
+        self._was_up = engine.ranks.up
+        engine.schedule()
         engine.tell(0)
+
+    async def _keep_reservations(self) -> None:
+        """With a new connection: what Ray holds for jobs that ended meanwhile is given back."""
+        try:
+            await self.engine.ranks.keep(self.engine.active_names())
+        except RankError as exc:
+            _log.warning("reservations of jobs that have ended may be left: %s", exc)
 
     async def _tick(self) -> None:
         while True:

@@ -9,32 +9,28 @@ import time
 from typing import List, Set
 
 from .config import AgentConfig, load_config
-from .processes import Ended, Process, ancestors, carrying, end, own, with_descendants
+from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
 
-__all__ = ["cluster_processes", "end_cluster", "main"]
+__all__ = ["end_cluster", "main"]
+
+_AGENT_GRACE_S = 2.0
+_RAY_GRACE_S = 0.4
+
+
+def _roots(config: AgentConfig) -> Set[str]:
+    """Of this node, and of those that share its machine."""
+    return {config.root, *(node.root for node in config.nodes if node.ip == config.node_ip)}
 
 
 def _task_ids(config: AgentConfig) -> Set[str]:
-    """Jobs that ran on this node, by the state that was kept of them."""
+    """Jobs that ran on this machine, by the state that was kept of them."""
     found: Set[str] = set()
-    for root in {config.root, *(node.root for node in config.nodes if node.ip == config.node_ip)}:
+    for root in _roots(config):
         path = os.path.join(root, ".sky", "jobs")
         if os.path.isdir(path):
             found.update(os.listdir(path))
     return found
-
-
-def cluster_processes(config: AgentConfig, spare: Set[int]) -> List[Process]:
-    """What runs of this cluster here, without `spare`: what carries its token or a job's name, and all below that."""
-    processes = own()
-    values = list(processes.values())
-    pids = carrying(values, {TOKEN_VARIABLE: config.cluster_id})
-    tasks = _task_ids(config)
-    if tasks:
-        pids |= {process.pid for process in values if _task_of(process.pid) in tasks}
-    pids = with_descendants(processes, pids) - spare
-    return [processes[pid] for pid in sorted(pids)]
 
 
 def _task_of(pid: int) -> str:
@@ -49,9 +45,43 @@ def _task_of(pid: int) -> str:
     return ""
 
 
+def _find(config: AgentConfig, spare: Set[int], *, jobs_only: bool) -> List[Process]:
+    processes = own()
+    tasks = _task_ids(config)
+    pids = {process.pid for process in processes.values() if _task_of(process.pid) in tasks} if tasks else set()
+    if not jobs_only:
+        pids |= carrying(processes.values(), {TOKEN_VARIABLE: config.cluster_id})
+    return [processes[pid] for pid in sorted(with_descendants(processes, pids) - spare)]
+
+
+def _agents(config: AgentConfig, spare: Set[int]) -> List[Process]:
+    """The agents that hold the locks of this cluster's nodes on this machine."""
+    found = []
+    for root in _roots(config):
+        try:
+            with open(os.path.join(root, ".sky", "agent.lock"), "rb") as file:
+                holder = json.loads(file.read().decode())
+            process = read(int(holder["pid"]))
+        except (OSError, ValueError, KeyError):
+            continue
+        if process is not None and process.start == holder["start"] and process.state not in "ZX":
+            if holder["cluster_id"] == config.cluster_id and process.pid not in spare:
+                found.append(process)
+    return found
+
+
 def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ended:
-    """TERM, grace, KILL; verified."""
-    return end(lambda: cluster_processes(config, spare), grace_s=grace_s)
+    """TERM, grace, KILL; verified. The agents first, so that nothing is begun anew; then jobs; then all the rest.
+
+    Only jobs have something to lose and get the whole grace: Ray's GCS and monitor are deaf to TERM.
+    """
+    steps = [
+        end(lambda: _agents(config, spare), grace_s=min(grace_s, _AGENT_GRACE_S)),
+        end(lambda: _find(config, spare, jobs_only=True), grace_s=grace_s),
+        end(lambda: _find(config, spare, jobs_only=False), grace_s=min(grace_s, _RAY_GRACE_S)),
+    ]
+    ended = {pid for step in steps for pid in step.ended}
+    return Ended(sorted(ended), steps[-1].survivors)
 
 
 def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach: bool = False) -> int:

@@ -120,6 +120,7 @@ class RayLink(Ranks):
                 self._resolve(number, first, second)
         code = await self._process.wait()
         _log.warning("the connection to Ray has ended (exit code %s)", code)
+        self.detail = self.detail or f"the process that connects to Ray ended with exit code {code}"
         self._lost()
         return was_up
 

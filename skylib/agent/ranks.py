@@ -147,6 +147,8 @@ class _Link:
                 return
             if op == "call":
                 self._pool.submit(self._call, number, *args)
+            elif op == "keep":
+                self._answer(number, op, args)  # before any reservation that is asked for after it
             else:
                 self._pool.submit(self._answer, number, op, args)
 
@@ -180,8 +182,10 @@ class _Link:
 
     def _release(self, name: str) -> None:
         group = self._groups.pop(name, None)
-        if group is not None:
-            remove_placement_group(group)
+        try:
+            remove_placement_group(group or ray.util.get_placement_group(name))
+        except ValueError:
+            return  # there is none
 
     def _keep(self, names: List[str]) -> None:
         """Releases every reservation of ours but these."""

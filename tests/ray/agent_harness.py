@@ -296,7 +296,7 @@ class AgentSaid(Exception):
     """The agent's error, as it said it."""
 
     def __init__(self, error: dict[str, Any]) -> None:
-        super().__init__(f"{error['kind']}: {error['message']}")
+        super().__init__(f"{error['kind']}: {error['message']}: {error}")
         self.error = error
         self.kind = error["kind"]
 
