@@ -120,8 +120,8 @@ class Client:
         """
         return lifecycle.down(self._session, name, purge=purge)
 
-    def autostop(self, name: str, idle_minutes: int, *, down: bool = False) -> None:
-        """Let the nodes end Ray by themselves after so long without a job; negative: never."""
+    def autostop(self, name: str, idle_minutes: float, *, down: bool = False) -> None:
+        """Let the nodes end Ray by themselves after so long without a job (0: one minute); negative: never."""
         lifecycle.autostop(self._session, name, idle_minutes, down=down)
 
     def queue(self, name: str) -> list[JobRecord]:

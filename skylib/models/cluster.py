@@ -44,7 +44,7 @@ class ClusterStatus(str, Enum):
 class AutostopRecord:
     """idle_minutes: after how long without a job the node ends Ray by itself. down: release the hosts, too."""
 
-    idle_minutes: int
+    idle_minutes: float
     down: bool = False
 
 

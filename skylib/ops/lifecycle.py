@@ -66,10 +66,11 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
         return receipt
 
 
-def autostop(session: Session, name: str, idle_minutes: int, *, down: bool = False) -> None:
+def autostop(session: Session, name: str, idle_minutes: float, *, down: bool = False) -> None:
     """Have the nodes stop (with `down`, release) the cluster by themselves after so long without a job; negative: never."""
     with session.operation("autostop", name), session.hold(name, "autostop"):
         record = require_up(session, name)
+        idle_minutes = idle_minutes or 1
         session.agent(record).call("autostop", idle_minutes=idle_minutes, down=down)
         setting = AutostopRecord(idle_minutes=idle_minutes, down=down) if idle_minutes >= 0 else None
         session.store.save_cluster(attrs.evolve(record, autostop=setting))

@@ -23,16 +23,25 @@ _END = """
 exec "$1" -S -E "$2" end --config "$3"
 """
 
-# $1 cluster id, $2 cluster.json, then paths. Nothing is removed when another cluster holds the account by now.
+# $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty ("" for
+# none), then paths. Nothing is removed when another cluster holds the account by now.
 _REMOVE = """
-id="$1"; mark="$2"; shift 2
+id="$1" mark="$2" mounts="$3" parent="$4"; shift 4
 if [ -f "$mark" ] && ! grep -q -F "\\"$id\\"" "$mark"; then echo "foreign"; exit 0; fi
+remove() {
+  rm -rf -- "$1" 2>/dev/null
+  if [ -e "$1" ] || [ -L "$1" ]; then echo "left $1"; else echo "removed $1"; fi
+}
+if [ -d "$mounts" ]; then
+  find "$mounts" -mindepth 1 | while IFS= read -r path; do
+    link=${path#"$mounts"}
+    if [ -L "$link" ] && [ "$(readlink "$link")" = "$path" ]; then remove "$link"; fi
+  done
+fi
 for path in "$@"; do
-  if [ -e "$path" ] || [ -L "$path" ]; then
-    rm -rf -- "$path" 2>/dev/null
-    if [ -e "$path" ] || [ -L "$path" ]; then echo "left $path"; else echo "removed $path"; fi
-  fi
+  if [ -e "$path" ] || [ -L "$path" ]; then remove "$path"; fi
 done
+[ -z "$parent" ] || rmdir -- "$parent" 2>/dev/null || :
 """
 
 
@@ -68,14 +77,16 @@ def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str, loc
     """Remove what the cluster put on the node, but for the private environment, which the next cluster will use.
 
     Removed: .sky's files of this cluster, sky_workdir, sky_logs, Ray's temp dir; for a `local` node its whole root.
-    Mounted files outside of these (~/data, /tmp/...) belong to the user and stay.
+    Links that mounts at absolute paths made go as well. Mounted files in ~ and /tmp belong to the user and stay.
     """
     layout = layout_of(node)
     paths = [layout.root] if local else _account_paths(layout)
     if node.rank == 0 or not local:
         paths.append(layout.temp_dir)
+    parent = layout.root.rpartition("/")[0] if local else ""
+    words = (cluster_id, layout.cluster_json, f"{layout.sky}/file_mounts", parent, *paths)
     try:
-        done = transport.run(Command.sh(_REMOVE, cluster_id, layout.cluster_json, *paths), timeout_s=END_TIMEOUT_S).check()
+        done = transport.run(Command.sh(_REMOVE, *words), timeout_s=END_TIMEOUT_S).check()
     except SkyError as error:
         return NodeReceipt(rank=node.rank, host=node.host, error=str(error))
     lines = done.stdout.decode(errors="replace").splitlines()

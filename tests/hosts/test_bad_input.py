@@ -80,9 +80,9 @@ def test_a_workdir_that_does_not_exist(lab: Lab):
     lab.assert_nothing_left()
 
 
-def test_a_host_that_refuses_the_connection(lab: Lab, make_host: Callable[..., Host]):
+def test_a_host_that_refuses_the_connection(lab: Lab):
     """A host without sshd on that port: the error says which host and that it refused; nothing is left."""
-    lab.pool(pool_yaml([lab.hosts[0]]).replace("hosts:", "port: 2\n  hosts:"))
+    lab.pool(pool_yaml([lab.hosts[0]]).replace("port: 22", "port: 2"))
     with pytest.raises(errors.ProvisionError) as caught:
         lab.client.launch(lab.task(), "c")
     assert lab.hosts[0].ip in str(caught.value)

@@ -152,9 +152,9 @@ def test_autostop_ends_ray_on_the_nodes_and_keeps_the_claim(lab: Lab):
     """The nodes stop the idle cluster by themselves; a refresh sees STOPPED; the hosts are still held."""
     lab.client.launch(lab.task("true"), "idle").wait()
     record = lab.client.status("idle")[0]
-    lab.client.autostop("idle", 0)
+    lab.client.autostop("idle", 0.05)
     host = next(host for host in lab.hosts if host.ip == record.head.internal_ip)
-    eventually(lambda: lab.ours(host) == [], within_s=100, what="the node's own stop")
+    eventually(lambda: lab.ours(host) == [], within_s=40, what="the node's own stop")
     assert lab.client.status("idle", refresh=True)[0].status is skylib.ClusterStatus.STOPPED
     assert "idle" in str(lab.client.status())
 
