@@ -24,7 +24,7 @@ _MIGRATIONS: Tuple[Tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX jobs_by_key ON jobs (job_key) WHERE job_key IS NOT NULL",
         "CREATE INDEX jobs_by_status ON jobs (status)",
         f"""CREATE TRIGGER terminal_stays BEFORE UPDATE OF status ON jobs
-            WHEN OLD.status IN ({_TERMINAL_SQL}) AND NEW.status IS NOT OLD.status
+            WHEN OLD.status IN ({_TERMINAL_SQL})
             BEGIN SELECT RAISE(IGNORE); END""",
         "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT)",
     ),

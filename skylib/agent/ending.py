@@ -64,9 +64,10 @@ def _agents(config: AgentConfig, spare: Set[int]) -> List[Process]:
             process = read(int(holder["pid"]))
         except (OSError, ValueError, KeyError):
             continue
-        if process is not None and process.start == holder["start"] and process.state not in "ZX":
-            if holder["cluster_id"] == config.cluster_id and process.pid not in spare:
-                found.append(process)
+        if process is None or process.start != holder["start"] or process.state in "ZX":
+            continue
+        if holder["cluster_id"] == config.cluster_id and process.pid not in spare:
+            found.append(process)
     return found
 
 

@@ -26,7 +26,7 @@ def cut_utf8(data: bytes) -> int:
         byte = data[-back]
         if byte >= 0xC0:
             size = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return len(data) - back if back < size and len(data) > back else len(data)
+            return len(data) - back if back < size else len(data)
         if byte < 0x80:
             break
     return len(data)

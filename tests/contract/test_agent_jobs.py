@@ -98,15 +98,18 @@ def test_the_environment_is_the_users(client: Client, monkeypatch: pytest.Monkey
         monkeypatch.setenv(name, "bad")
     (isolated_home / ".profile").write_text("export FROM_PROFILE=yes\n")
     (isolated_home / ".bashrc").write_text(
-        "case $- in *i*) ;; *) return;; esac\nexport FROM_RC=yes MINE=rc\necho noise\nconda() { echo conda $1; }\nfalse\nexit 3\n"
+        "case $- in *i*) ;; *) return;; esac\nexport FROM_RC=yes MINE=rc\n"
+        "echo noise\nconda() { echo conda $1; }\nfalse\nexit 3\n"
     )
-    job_id = client.submit("env; conda x; pwd; set -o | grep histexpand", envs={"MINE": "task's \"own\"\n$x", "a-b": "c"})
+    job_id = client.submit("env; conda x; pwd; set -o | grep histexpand", envs={"MINE": 'task\'s "own"\n$x', "a-b": "c"})
     text = client.text(job_id)
     assert client.done(job_id)["status"] == "SUCCEEDED"
     lines = text.splitlines()
     assert not [line for line in lines if line.startswith(("RAY_", "OMP_", "VIRTUAL", "PYTHONPATH", "CUDA", "SKYLIB"))]
-    assert {"FROM_PROFILE=yes", "FROM_RC=yes", "PYTHONUNBUFFERED=1", f"HOME={isolated_home}", "conda x", "a-b=c"} <= set(lines)
-    assert "MINE=task's \"own\"\n$x\n" in text
+    assert {"FROM_PROFILE=yes", "FROM_RC=yes", "PYTHONUNBUFFERED=1", f"HOME={isolated_home}", "conda x", "a-b=c"} <= set(
+        lines
+    )
+    assert 'MINE=task\'s "own"\n$x\n' in text
     assert "noise" not in lines
     assert lines[-1].split() == ["histexpand", "off"]
 
@@ -183,7 +186,9 @@ def test_a_job_of_setup_alone_succeeds(client: Client) -> None:
 
 def test_cancel_ends_the_whole_tree(client: Client) -> None:
     """Own sessions, double forks and emptied environments do not hide a process of the job."""
-    script = "sleep 71 & setsid sleep 72 & (setsid bash -c 'sleep 73 & sleep 74' &) ; env -i setsid sleep 75 & wait; sleep 76"
+    script = (
+        "sleep 71 & setsid sleep 72 & (setsid bash -c 'sleep 73 & sleep 74' &) ; env -i setsid sleep 75 & wait; sleep 76"
+    )
     job_id = client.submit(f"trap '' TERM; {script}")
     client.when(job_id, "RUNNING")
     until(lambda: all(_sleeping(seconds) for seconds in range(71, 76)))
@@ -379,9 +384,7 @@ def test_a_supervisor_that_is_killed_loses_its_rank(client: Client) -> None:
     job_id = client.submit("exec sleep 93")
     client.when(job_id, "RUNNING")
     until(lambda: _sleeping(93))
-    supervisors = [
-        pid for pid in own() if b"\0supervise" in Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") + b"\0"
-    ]
+    supervisors = [pid for pid in own() if b"\0supervise" in Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") + b"\0"]
     children = {pid: process.ppid for pid, process in own().items()}
     sleeper = next(pid for pid in own() if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0093\x00")
     assert children[sleeper] in supervisors

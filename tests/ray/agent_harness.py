@@ -1,4 +1,4 @@
-"""Agents for tests: nodes under a folder, an agent in this process or as the real daemon, and a plain client for its socket."""
+"""Agents for tests: nodes are folders, the agent is in this process or the real daemon, the client is plain."""
 
 from __future__ import annotations
 

@@ -140,7 +140,9 @@ def test_ready_is_what_ray_says(client: Client) -> None:
 
 def test_a_gang_runs_in_the_users_environment(client: Client) -> None:
     """On both nodes, with nothing that Ray put into its workers."""
-    job_id = client.submit("env | grep -E '^(RAY|CUDA|OMP|PYTHONP|PYTHONB|VIRTUAL|SPT|SKYLIB)'; echo $SKYPILOT_NODE_RANK", num_nodes=2)
+    job_id = client.submit(
+        "env | grep -E '^(RAY|CUDA|OMP|PYTHONP|PYTHONB|VIRTUAL|SPT|SKYLIB)'; echo $SKYPILOT_NODE_RANK", num_nodes=2
+    )
     job = client.done(job_id)
     assert (job["status"], job["exit_codes"]) == ("SUCCEEDED", [0, 0])
     assert sorted(item["text"] for item in client.log(job_id)) == ["0", "1"]

@@ -1,0 +1,145 @@
+"""The way of a line: from a rank's file in pieces into the merged log, and out again by offset."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skylib.agent.merged import MergedLog, MergedReader
+from skylib.agent.tail import MAX_PIECE, Tail, cut_utf8
+
+
+def contents(items: list[dict[str, object]]) -> dict[int, bytes]:
+    """What each rank wrote, by rank; a newline after every line that is not open."""
+    found: dict[int, bytes] = {}
+    for item in items:
+        raw = base64.b64decode(str(item["b64"])) if "b64" in item else str(item["text"]).encode()
+        rank = int(str(item["rank"]))
+        found[rank] = found.get(rank, b"") + raw + (b"" if item["partial"] else b"\n")
+    return found
+
+
+def collect(log: MergedLog, tails: dict[int, Tail], *, now: float, last: bool) -> bool:
+    moved = False
+    for rank, tail in tails.items():
+        piece = tail.read(now, last=last)
+        if piece is not None:
+            log.append("run", f"worker{rank}", rank, piece.offset, piece.data, goes_on=piece.open)
+            tail.taken(piece)
+            moved = True
+    return moved
+
+
+def _unended(texts: dict[int, bytes]) -> dict[int, bytes]:
+    """Without the newline at the end, which the merged log's last line has in any case."""
+    return {rank: data[:-1] if data.endswith(b"\n") else data for rank, data in texts.items()}
+
+
+CHUNKS = st.lists(
+    st.tuples(st.integers(0, 2), st.binary(max_size=12) | st.text("aä€\n\r", max_size=8).map(str.encode)), max_size=30
+)
+
+
+@given(CHUNKS, st.sets(st.integers(0, 29)))
+def test_every_byte_comes_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, chunks: list[tuple[int, bytes]], restarts: set[int]
+) -> None:
+    """Ranks write what they like, the collector dies in between: each rank's bytes are in the merged log, once, in order."""
+    base = tmp_path_factory.mktemp("log")
+    paths = [base / f"{rank}.log" for rank in range(3)]
+    log = MergedLog(str(base))
+    tails = {rank: Tail(str(path)) for rank, path in enumerate(paths)}
+    for number, (rank, data) in enumerate(chunks):
+        with paths[rank].open("ab") as file:
+            file.write(data)
+        collect(log, tails, now=number / 20, last=False)
+        if number in restarts:
+            log.close()
+            log = MergedLog(str(base))
+            tails = {rank: Tail(str(path), log.source.get(("run", rank), 0)) for rank, path in enumerate(paths)}
+    while collect(log, tails, now=1e9, last=True):
+        pass
+    items = MergedReader(str(base), 0).read(1 << 30)
+    written = {rank: path.read_bytes() for rank, path in enumerate(paths) if path.exists() and path.stat().st_size}
+    assert _unended(contents(items)) == _unended(written)
+    assert [item["offset"] for item in items[1:]] == [item["next_offset"] for item in items[:-1]]
+    for place, item in enumerate(items):
+        assert MergedReader(str(base), int(item["offset"])).read(1 << 30) == items[place:]
+    assert os.stat(base / "run.log").st_size == (items[-1]["next_offset"] if items else 0)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 39, 41])
+def test_a_crash_between_text_and_index_is_healed(tmp_path: Path, cut: int) -> None:
+    """Half a record, or text without a record, is as if it had never been; collecting goes on from there."""
+    log = MergedLog(str(tmp_path))
+    log.append("run", "head", 0, 0, b"one\n", goes_on=False)
+    log.append("run", "head", 0, 4, b"two\n", goes_on=False)
+    log.close()
+    os.truncate(tmp_path / "run.idx", (tmp_path / "run.idx").stat().st_size - cut)
+    again = MergedLog(str(tmp_path))
+    done = again.source.get(("run", 0), 0)
+    assert done == (4 if cut <= 40 else 0)
+    again.append("run", "head", 0, done, b"one\ntwo\n"[done:], goes_on=False)
+    assert [item["text"] for item in MergedReader(str(tmp_path), 0).read()] == ["one", "two"]
+
+
+def test_a_piece_that_comes_again_is_passed_over(tmp_path: Path) -> None:
+    """Whole or in part; a gap is an error."""
+    log = MergedLog(str(tmp_path))
+    log.append("run", "head", 0, 0, b"one\ntwo\n", goes_on=False)
+    log.append("run", "head", 0, 0, b"one\n", goes_on=False)
+    log.append("run", "head", 0, 4, b"two\nthree\n", goes_on=False)
+    assert [item["text"] for item in MergedReader(str(tmp_path), 0).read()] == ["one", "two", "three"]
+    with pytest.raises(ValueError, match="piece at 99"):
+        log.append("run", "head", 0, 99, b"x", goes_on=False)
+
+
+def test_setup_and_run_of_one_rank_are_apart(tmp_path: Path) -> None:
+    """Each stream of each rank has its own count of bytes, and its own prefix for humans."""
+    log = MergedLog(str(tmp_path))
+    log.append("setup", "head", 0, 0, b"a\n", goes_on=False)
+    log.append("run", "head", 0, 0, b"b\n", goes_on=False)
+    assert (tmp_path / "run.log").read_text() == "(setup head, rank=0) a\n(head, rank=0) b\n"
+    items = MergedReader(str(tmp_path), 0).read()
+    assert [(item["stream"], item["node"], item["text"]) for item in items] == [("setup", "head", "a"), ("run", "head", "b")]
+
+
+def test_a_half_line_is_held_for_a_moment_only(tmp_path: Path) -> None:
+    """Its end comes soon, as a rule; else it is given as it is, without half a character."""
+    path = tmp_path / "log"
+    path.write_bytes("zwölf".encode()[:4])
+    tail = Tail(str(path))
+    assert tail.read(1.0, last=False) is None
+    assert tail.read(1.05, last=False) is None
+    piece = tail.read(1.2, last=False)
+    assert piece is not None
+    assert (piece.data, piece.open) == ("zwö".encode(), True)
+
+
+def test_an_endless_line_is_not_held(tmp_path: Path) -> None:
+    """It comes in pieces of bounded size."""
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (MAX_PIECE + 10))
+    tail = Tail(str(path))
+    piece = tail.read(1.0, last=False)
+    assert piece is not None
+    assert (len(piece.data), piece.open) == (MAX_PIECE, True)
+
+
+@given(st.text(max_size=6), st.integers(0, 30))
+def test_a_cut_never_parts_a_character(text: str, length: int) -> None:
+    """A prefix of a text is cut to whole characters, and by three bytes at most."""
+    data = text.encode()[:length]
+    cut = cut_utf8(data)
+    assert len(data) - cut <= 3
+    data[:cut].decode()
+
+
+def test_a_reader_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:
+    """No file, no lines, no error."""
+    assert MergedReader(str(tmp_path / "none"), 0).read() == []
