@@ -11,6 +11,7 @@ from typing import List, Set
 from .config import AgentConfig, load_config
 from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
+from .sockets import listening_ports, ports_of
 
 __all__ = ["end_cluster", "main"]
 
@@ -86,7 +87,10 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
 
 
 def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach: bool = False) -> int:
-    """Prints {"ended": [pid...], "survivors": [pid...]}; detached, it returns at once and goes on by itself."""
+    """Prints {"ended": [pid...], "survivors": [pid...], "ports_closed": [port...]}.
+
+    Detached, it prints nothing, returns at once and goes on by itself.
+    """
     config = load_config(config_path)
     if detach:
         if os.fork():
@@ -97,8 +101,10 @@ def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach
     time.sleep(after_s)
     me = os.getpid()
     spare = ancestors(own(), me)
+    ports = ports_of(process.pid for process in _find(config, spare, jobs_only=False))
     result = end_cluster(config, grace_s=grace_s, spare=spare)
     if not detach:
-        sys.stdout.write(json.dumps({"ended": result.ended, "survivors": result.survivors}) + "\n")
+        closed = sorted(ports - set(listening_ports().values()))
+        sys.stdout.write(json.dumps({**result._asdict(), "ports_closed": closed}) + "\n")
         sys.stdout.flush()
     return 1 if result.survivors else 0
