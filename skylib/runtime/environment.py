@@ -86,15 +86,33 @@ def ensure_environment(
     Raises PreflightError (no Python fits, too little disk), StagingError (download failed, disk full), BringUpError
     (the node could not make it; evidence is its stderr), and what Transport.run raises.
     """
-    plans = _plans(facts, local=isinstance(transport, LocalTransport))
+    local = isinstance(transport, LocalTransport)
+    plans = _plans(facts, local=local)
     env = layout.runtime_env
     found = _standing(transport, facts, layout, plans)
-    if found is not None:
-        return Environment(env=env, ray_version=found.lock.version("ray"), digest=found.digest, created=False)
-    if facts.disk_free_gib < _NEEDED_GIB:
+    if found is None and facts.disk_free_gib < _NEEDED_GIB:
         raise _no_space(transport.host, env, f"{facts.disk_free_gib:.2f} GiB are free", error=PreflightError)
+    if found is None and local:
+        with wheelhouse.hold(f"environment:{env}"):
+            return _make(transport, facts, env, plans, wheelhouse=wheelhouse, source=source, events=events)
+    if found is None:
+        return _make(transport, facts, env, plans, wheelhouse=wheelhouse, source=source, events=events)
+    return Environment(env=env, ray_version=found.lock.version("ray"), digest=found.digest, created=False)
+
+
+def _make(
+    transport: Transport,
+    facts: NodeFacts,
+    env: str,
+    plans: tuple[_Plan, ...],
+    *,
+    wheelhouse: Wheelhouse,
+    source: str,
+    events: EventSink,
+) -> Environment:
+    """By the first plan that can be carried out."""
     for plan in plans:
-        with span(events, _STEP, host=transport.host, env=env, conda=bool(plan.choice.conda)) as running:
+        with span(events, "runtime.install", host=transport.host, env=env, conda=bool(plan.choice.conda)) as running:
             done = _install(transport, facts, env, plan, wheelhouse=wheelhouse, source=source)
             running.note(returncode=done.returncode, digest=plan.digest[:16])
             if done.returncode == CONDA_FAILED and plan is not plans[-1]:
@@ -103,7 +121,7 @@ def ensure_environment(
                 raise _failed(transport.host, env, done)
             created = b"present" not in done.stdout.split()
             return Environment(env=env, ray_version=plan.lock.version("ray"), digest=plan.digest, created=created)
-    raise AssertionError("unreachable")
+    raise ValueError("no plan")
 
 
 def _plans(facts: NodeFacts, *, local: bool) -> tuple[_Plan, ...]:

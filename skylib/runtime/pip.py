@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,13 @@ def run_pips(runs: Sequence[PipRun], *, what: str, scratch: Path) -> None:
             words = (*command, *run.args, "--quiet", "--no-cache-dir", "--require-hashes", "-r", str(listing))
             with said.open("wb") as log:
                 process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=scratch
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
+                    cwd=scratch,
+                    start_new_session=True,
                 )
             started.append((process, said, words))
         for process, said, words in started:
@@ -94,7 +101,7 @@ def run_pips(runs: Sequence[PipRun], *, what: str, scratch: Path) -> None:
     finally:
         for process, _, _ in started:
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its leader is not reaped yet, so the group is still ours
                 process.wait()
 
 

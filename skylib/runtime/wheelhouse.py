@@ -102,13 +102,13 @@ class Wheels:
 
 
 class Wheelhouse:
-    """The wheels of one home. hold: takes a scope ("wheels:...") and gives its lock as a context manager."""
+    """The wheels of one home. hold: takes a scope ("wheels:...") and gives that lock of the home as a context manager."""
 
     def __init__(
         self, home: SkyHome, *, hold: Callable[[str], AbstractContextManager[None]], events: EventSink = discard
     ) -> None:
         self._home = home
-        self._hold = hold
+        self.hold = hold
         self._events = events
 
     def wheels(self, lock: Lock, platform: Platform, python: tuple[int, int, int]) -> Wheels:
@@ -121,7 +121,7 @@ class Wheelhouse:
         found = _read(final)
         if found is not None:
             return found
-        with self._hold(f"wheels:{lock.digest[:16]}:{platform.name}-{tag}"):
+        with self.hold(f"wheels:{lock.digest[:16]}:{platform.name}-{tag}"):
             found = _read(final)
             if found is not None:
                 return found
@@ -144,7 +144,7 @@ class Wheelhouse:
         final = self._home.runtime / "wheels" / lock.digest[:16] / platform.name
         binary = final / "uv"
         if not binary.is_file():
-            with self._hold(f"wheels:{lock.digest[:16]}:{platform.name}"):
+            with self.hold(f"wheels:{lock.digest[:16]}:{platform.name}"):
                 if not binary.is_file():
                     with span(self._events, "runtime.uv", platform=platform.name), _made_beside(final) as beside:
                         _download(lock, beside, platform, (3, 11, 0))
@@ -216,7 +216,7 @@ def _shares(pins: list[Pin]) -> list[list[Pin]]:
 
 def _download_run(pins: list[Pin], target: Path, platform: Platform, python: tuple[int, int, int]) -> PipRun:
     flags = [flag for tag in platform.tags() for flag in ("--platform", tag)]
-    version = f"{python[0]}.{python[1]}"
+    version = ".".join(str(part) for part in python)  # a bare 3.9 would mean 3.9.0, which some packages refuse
     return PipRun(
         args=(
             *("download", "--no-deps", "--only-binary=:all:", "--dest", str(target), "--implementation", "cp"),

@@ -38,12 +38,14 @@ FACTS = NodeFacts(
 )
 
 
-def make_wheel(folder: Path, name: str, version: str, *, text: str = "", tag: str = "py3-none-any") -> Pin:
+def make_wheel(
+    folder: Path, name: str, version: str, *, text: str = "", tag: str = "py3-none-any", python: str = ">=3"
+) -> Pin:
     """A real wheel with one module, and the pin that a list would have for it."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}.py": text,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     rows = []
@@ -135,6 +137,12 @@ def test_a_platform_without_a_wheel_is_told(index: Path, home: SkyHome) -> None:
     pin = make_wheel(index, "aaa", "1.0", tag="cp311-cp311-manylinux_2_34_x86_64")
     with pytest.raises(StagingError, match="could not get"):
         Wheelhouse(home, hold=Held(home)).wheels(Lock(pins=(pin,)), PLATFORM, PYTHON)
+
+
+def test_a_package_that_refuses_the_first_release_of_a_python_is_no_obstacle(index: Path, home: SkyHome) -> None:
+    """pip is told the whole version: a package may refuse 3.11.0, which a bare 3.11 would mean to pip."""
+    pin = make_wheel(index, "aaa", "1.0", python=">=3.8,!=3.11.0")
+    assert Wheelhouse(home, hold=Held(home)).wheels(Lock(pins=(pin,)), PLATFORM, PYTHON).files
 
 
 def test_many_at_once_download_once(index: Path, home: SkyHome) -> None:
