@@ -76,7 +76,7 @@ def test_end_on_a_python_of_old(tmp_path: Path) -> None:
     process = subprocess.Popen(["sleep", "60"], env=environ)
     argv = [old_python(), config.bundle_of(config.me), "end", "--config", config.path, "--grace-s", "1"]
     first = subprocess.run(argv, capture_output=True, timeout=30, check=True)
-    assert json.loads(first.stdout) == {"ended": [process.pid], "survivors": []}
+    assert json.loads(first.stdout) == {"ended": [process.pid], "survivors": [], "ports_closed": []}
     assert process.wait(5) == -15
     second = subprocess.run(argv, capture_output=True, timeout=30, check=True)
-    assert json.loads(second.stdout) == {"ended": [], "survivors": []}
+    assert json.loads(second.stdout) == {"ended": [], "survivors": [], "ports_closed": []}
