@@ -20,10 +20,11 @@ __all__ = ["Upload", "absolute", "beside", "save"]
 # The size is compared because a connection that breaks looks like the end of the stream to `cat`.
 _RECEIVE = """\
 umask 077
+trap "" PIPE
 if [ -d "$2" ]; then echo "it is a directory" >&2; exit 1; fi
 if mkdir -p -- "$1" && cat > "$3"; then
   n=$(wc -c < "$3")
-  if [ "$4" != any ] && [ "$n" -ne "$4" ]; then echo "$n bytes came instead of $4" >&2
+  if [ "$4" != any ] && [ "$n" -ne "$4" ]; then rm -f -- "$3"; echo "$n bytes came instead of $4" >&2
   elif [ "$6" = keep ]; then exit 0
   elif chmod "$5" "$3" && mv -f -- "$3" "$2"; then exit 0
   fi

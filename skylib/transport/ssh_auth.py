@@ -35,15 +35,13 @@ class _Tried:
     hints: list[str] = attrs.field(factory=list)
 
 
-def log_in(transport: paramiko.Transport, params: SshParams, settings: SshSettings) -> str:
-    """Returns the name of the key that was taken. Raises AuthError, ConnectError; the server's errors pass through."""
+def log_in(transport: paramiko.Transport, params: SshParams, settings: SshSettings, *, host: str) -> str:
+    """The name of the key that was taken. host: for people. Raises AuthError; other errors of paramiko pass through."""
     import paramiko
 
     required = params.identity_required
     if required is not None and not os.path.isfile(required):
-        raise AuthError(
-            f"the identity file {required} does not exist", host=params.where, hint="see identity_file of the host"
-        )
+        raise AuthError(f"the identity file {required} does not exist", host=host, hint="see identity_file of the host")
     tried = _Tried()
     refusal: Exception | None = None
     agent = _Agent(params)
@@ -74,10 +72,10 @@ def log_in(transport: paramiko.Transport, params: SshParams, settings: SshSettin
                 break
     finally:
         agent.close()
-    raise _refused(params, tried) from refusal
+    raise _refused(params, tried, host) from refusal
 
 
-def _refused(params: SshParams, tried: _Tried) -> AuthError:
+def _refused(params: SshParams, tried: _Tried, host: str) -> AuthError:
     if not tried.offered:
         message = f"there is no key to offer to {params.where}"
     else:
@@ -88,7 +86,7 @@ def _refused(params: SshParams, tried: _Tried) -> AuthError:
     )
     return AuthError(
         message,
-        host=params.alias,
+        host=host,
         step="log in",
         evidence="; ".join([*evidence, *tried.problems]),
         hint=hint,
@@ -127,29 +125,45 @@ def _candidates(
 def _load(path: str, settings: SshSettings, tried: _Tried) -> paramiko.PKey | None:
     """A key of a file; None, with the reason noted, when it cannot be had."""
     import paramiko
-    from paramiko.pkey import UnknownKeyType
 
-    asked = False
-    passphrase: str | None = None
-    while True:
+    advice = f"load the key into the agent (ssh-add {path}), or give its passphrase"
+    try:
+        return _parse(path, None)
+    except paramiko.PasswordRequiredException:
+        passphrase = settings.passphrase(path) if settings.passphrase is not None else None
+    except (paramiko.SSHException, ValueError, OSError) as exc:
+        tried.problems.append(f"{path} cannot be used as a key: {exc}")
+        return None
+    if passphrase is None:
+        tried.problems.append(f"{path} is encrypted and no passphrase is known")
+        tried.hints.append(advice)
+        return None
+    try:
+        return _parse(path, passphrase)
+    except (paramiko.SSHException, ValueError, OSError):
+        tried.problems.append(f"{path}: the passphrase is wrong")
+        tried.hints.append(advice)
+        return None
+
+
+def _parse(path: str, passphrase: str | None) -> paramiko.PKey:
+    """Whichever kind of key it is, with its certificate when there is one beside it."""
+    import paramiko
+
+    problem: Exception = paramiko.SSHException("not a key of a known kind")
+    kinds: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey)
+    for kind in kinds:
         try:
-            key: paramiko.PKey = paramiko.PKey.from_path(path, passphrase)
+            key = kind.from_private_key_file(path, passphrase)
+        except paramiko.PasswordRequiredException:
+            raise
+        except (paramiko.SSHException, ValueError) as exc:
+            problem = exc
+        else:
+            if os.path.isfile(f"{path}-cert.pub"):
+                key.load_certificate(f"{path}-cert.pub")
             return key
-        except (paramiko.PasswordRequiredException, TypeError):
-            if not asked and settings.passphrase is not None:
-                passphrase, asked = settings.passphrase(path), True
-                if passphrase is not None:
-                    continue
-            tried.problems.append(f"{path} is encrypted and no passphrase is known")
-            tried.hints.append(f"load the key into the agent (ssh-add {path}), or give its passphrase")
-            return None
-        except (ValueError, paramiko.SSHException, UnknownKeyType, OSError) as exc:
-            if asked:
-                tried.problems.append(f"{path}: the passphrase is wrong")
-                tried.hints.append(f"load the key into the agent (ssh-add {path}), or give the right passphrase")
-            else:
-                tried.problems.append(f"{path} cannot be used as a key: {exc}")
-            return None
+    raise problem
 
 
 def public_blob(path: str) -> bytes | None:

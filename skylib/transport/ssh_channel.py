@@ -60,7 +60,7 @@ class OpenChannel:
         finished = False
         try:
             if stdin is None or (isinstance(stdin, bytes) and len(stdin) <= _INLINE_BYTES):
-                with contextlib.suppress(OSError, EOFError):
+                with contextlib.suppress(OSError):
                     self.wire.send(stdin or b"")
                 self.wire.send_eof()
             else:
@@ -136,10 +136,8 @@ class OpenChannel:
         return b"".join(line + b"\n" for line in lines)
 
     def _signal(self) -> None:
-        import paramiko
-
         if self._end is None:
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            with contextlib.suppress(OSError):
                 self.wire.request("signal", b"KILL", want_reply=False)
             return
         until = time.monotonic() + _PID_GRACE_S

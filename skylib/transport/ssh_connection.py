@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -86,7 +87,7 @@ class _Link:
 
     def send(self, data: bytes) -> int:
         if os.getpid() != self._pid:
-            raise BrokenPipeError("this connection belongs to the parent process")
+            raise BrokenPipeError(errno.EPIPE, "this connection belongs to the parent process")
         try:
             sent: int = self._inner.send(data)
             return sent
@@ -121,7 +122,7 @@ class _Link:
         now = time.monotonic()
         silent = now - self._heard
         if silent > self._silence_s:
-            raise ConnectionAbortedError(f"no sign of life for {silent:.0f} s")
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"no sign of life for {silent:.0f} s")
         if silent > self._probe_s and now - self._probed > self._probe_s:
             self._probed = now
             self.probe()
@@ -207,7 +208,7 @@ def _hop(
     remote = transport.get_remote_server_key()
     host_keys.check(hop.known_as, hop.port, remote.get_name(), remote.asbytes(), files=hop.known_hosts_files, host=host)
     with mapped(host, "log in"):
-        key = log_in(transport, hop, settings)
+        key = log_in(transport, hop, settings, host=host)
     _watch(transport, link)
     return key
 

@@ -120,7 +120,7 @@ class _Resolver:
             identities = (required, *[name for name in identities if name != required])
         defaults = tuple(os.path.join(self.local.home, ".ssh", name) for name in _DEFAULT_IDENTITIES)
         agent, socket_path = self._agent(config, tokens)
-        jumps, command = self._way(address, config, tokens, before)
+        jumps, command = self._way(address, config, tokens, required, before)
         return SshParams(
             alias=address.host,
             hostname=hostname,
@@ -139,9 +139,17 @@ class _Resolver:
         )
 
     def _way(
-        self, address: HostAddress, config: HostConfig, tokens: dict[str, str], before: tuple[str, ...]
+        self,
+        address: HostAddress,
+        config: HostConfig,
+        tokens: dict[str, str],
+        required: str | None,
+        before: tuple[str, ...],
     ) -> tuple[tuple[SshParams, ...], str | None]:
-        """Whichever of ProxyJump and ProxyCommand was said first in the files wins, as in OpenSSH."""
+        """Whichever of ProxyJump and ProxyCommand was said first in the files wins, as in OpenSSH.
+
+        Hops that the caller named are offered the target's key too, unless the configuration names theirs.
+        """
         jump = address.proxy_jump
         if jump is None:
             keywords = [word for word in config.values if word in ("proxyjump", "proxycommand")]
@@ -161,6 +169,8 @@ class _Resolver:
             # The first hop is reached as the files say; each later one through the hop before it.
             asked = name if index == 0 else attrs.evolve(name, proxy_jump="none")
             hop = self.hop(asked, (*before, address.host))
+            if required is not None and address.proxy_jump is not None and not hop.identities_given:
+                hop = attrs.evolve(hop, identity_files=(required, *hop.identity_files))
             hops += [*hop.jumps, attrs.evolve(hop, jumps=())]
         return tuple(hops), None
 

@@ -8,6 +8,8 @@ paramiko also drops the name of the signal that ended a command; it is kept here
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import threading
 from typing import Any
 
@@ -128,7 +130,7 @@ class WireChannel:
             with channel.lock:
                 size = channel._wait_for_send_window(min(_SEND_BYTES, len(data) - offset))
             if size == 0 or not self._transport.is_active():
-                raise BrokenPipeError("the channel is closed")
+                raise BrokenPipeError(errno.EPIPE, "the channel is closed")
             self._emit(self._message(paramiko.common.MSG_CHANNEL_DATA, data[offset : offset + size]))
             offset += size
 
@@ -160,19 +162,22 @@ class WireChannel:
             self._answer_close()
 
     def _emit(self, message: Any) -> None:
-        with self._order:
-            refused = self._close_sent or self._closed_by_host
-            if not refused:
+        """Raises BrokenPipeError when the channel or the connection is closed."""
+        import paramiko
+
+        try:
+            with self._order:
+                if self._close_sent or self._closed_by_host:
+                    raise BrokenPipeError(errno.EPIPE, "the channel is closed")
                 self._transport._send_user_message(message)
-        self._answer_close()
-        if refused:
-            raise BrokenPipeError("the channel is closed")
+        except (EOFError, paramiko.SSHException) as exc:
+            raise BrokenPipeError(errno.EPIPE, f"the connection is closed: {exc}") from exc
+        finally:
+            self._answer_close()
 
     def _try_emit(self, message: Any) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._emit(message)
-        except (OSError, EOFError):
-            return
 
     def _answer_close(self) -> None:
         """Whoever holds the order right now answers after its own message, see _emit; or close does."""
@@ -187,10 +192,8 @@ class WireChannel:
 
         if not self._close_sent:
             self._close_sent = True
-            try:
+            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
                 self._transport._send_user_message(self._message(paramiko.common.MSG_CHANNEL_CLOSE))
-            except (OSError, EOFError, paramiko.SSHException):
-                return
 
     def _message(self, number: int, *parts: int | bool | bytes) -> Any:
         import paramiko
