@@ -1,7 +1,4 @@
-"""The bundle's commands: daemon, bridge, end; supervise and ranks are for the agent itself.
-
-Each loads only what it needs: a bridge or a rank's supervisor must start in hundredths of a second.
-"""
+"""The bundle's commands: daemon, bridge, end; ranks is for the agent itself. Each loads only what it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Dict, List
 
 __all__ = ["main"]
 
-_MODULES = {"daemon": "daemon", "bridge": "bridge", "end": "ending", "supervise": "supervisor", "ranks": "ranks"}
+_MODULES = {"daemon": "daemon", "bridge": "bridge", "end": "ending", "ranks": "ranks"}
 
 
 def _options(words: List[str]) -> Dict[str, str]:
@@ -32,12 +29,10 @@ def main(argv: List[str]) -> int:
     command = argv[0] if argv else ""
     options = _options(argv[1:])
     needs = "socket" if command == "bridge" else "config"
-    if command not in _MODULES or (command != "supervise" and needs not in options):
+    if command not in _MODULES or needs not in options:
         sys.stderr.write("usage: daemon --config FILE | bridge --socket PATH | end --config FILE [--grace-s SECONDS]\n")
         return 2
     module = importlib.import_module(f".{_MODULES[command]}", __package__)
-    if command == "supervise":
-        return int(module.main())
     if command == "end":
         grace, after = float(options.get("grace-s", "5")), float(options.get("after-s", "0"))
         return int(module.main(options["config"], grace_s=grace, after_s=after, detach="detach" in options))

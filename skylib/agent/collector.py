@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set
 from .config import AgentConfig
 from .link import RankError, Ranks
 from .merged import MergedLog
-from .node import Key
+from .node import Key, to_key
 
 __all__ = ["Collector"]
 
@@ -105,7 +105,7 @@ class Collector:
                 continue
             try:
                 await self._announce(node)
-                taken = {key: self._source(key) for key in watched}
+                taken = [(key, self._source(key)) for key in watched]
                 reply = await self._ranks.call(node, "poll", taken, done, _POLL_S, timeout_s=_POLL_S + 10.0)
                 done = self._take(node, reply)
             except (RankError, asyncio.TimeoutError) as exc:
@@ -123,17 +123,18 @@ class Collector:
         pieces, ends, unknown = reply
         grown: Set[str] = set()
         watched = self._watched[node]
-        for key, piece in pieces:
+        label = self._config.nodes[node].label
+        for key, (offset, data, goes_on) in ((to_key(key), piece) for key, piece in pieces):
             log = self._logs.get(key[0])
             if log is not None and key in watched:
-                label = self._config.nodes[node].label
-                log.append(key[1], label, key[2], piece.offset, piece.data, goes_on=piece.open)
+                log.append(key[1], label, key[2], offset, data, goes_on=goes_on)
                 grown.add(key[0])
         for task_id in grown:
             self.on_bytes(task_id)
-        for key, record in ends:
+        done = [(to_key(key), record) for key, record in ends]
+        for key, record in done:
             rank = watched.pop(key, None)
             if rank is not None:
                 rank.ended(record)
-        self._unsent.setdefault(node, set()).update(key for key in unknown if key in watched)
-        return [key for key, _ in ends]
+        self._unsent.setdefault(node, set()).update(set(map(to_key, unknown)) & set(watched))
+        return [key for key, _ in done]

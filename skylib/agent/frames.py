@@ -1,35 +1,65 @@
-"""Messages between the agent and its child that holds the connection to Ray: a length, then a pickle, over private pipes."""
+"""Messages between the agent and its child that holds the connection to Ray, over private pipes.
+
+A message is plain data: JSON, and bytes anywhere in it. On the wire: the lengths of both parts, the JSON with each run
+of bytes replaced by its place, the bytes one after the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import pickle
+import json
 import struct
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, List
 
 __all__ = ["pack", "read", "read_blocking"]
 
-_LENGTH = struct.Struct("<I")
+_LENGTHS = struct.Struct("<II")
+_MARK = "bytes at"
 
 
 def pack(message: object) -> bytes:
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _LENGTH.pack(len(data)) + data
+    """Tuples become lists; keys of mappings are strings. Raises TypeError for what is no plain data."""
+    blobs: List[bytes] = []
+    place = 0
+
+    def put(value: object) -> Any:
+        nonlocal place
+        if isinstance(value, bytes):
+            blobs.append(value)
+            place += len(value)
+            return {_MARK: [place - len(value), place]}
+        if isinstance(value, (list, tuple)):
+            return [put(each) for each in value]
+        if isinstance(value, dict):
+            return {name: put(each) for name, each in value.items()}
+        return value
+
+    text = json.dumps(put(message)).encode()
+    return b"".join([_LENGTHS.pack(len(text), place), text, *blobs])
+
+
+def _unpack(text: bytes, blob: bytes) -> Any:
+    def get(found: Any) -> Any:
+        place = found.get(_MARK)
+        return found if place is None else blob[place[0] : place[1]]
+
+    return json.loads(text.decode(), object_hook=get)
 
 
 def read_blocking(stream: BinaryIO) -> Any:
-    """Raises EOFError at the end of the stream."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
+    """The next message. Raises EOFError at the end of the stream."""
+    head = stream.read(_LENGTHS.size)
+    if len(head) < _LENGTHS.size:
         raise EOFError
-    data = stream.read(_LENGTH.unpack(head)[0])
-    return pickle.loads(data)
+    sizes = _LENGTHS.unpack(head)
+    return _unpack(stream.read(sizes[0]), stream.read(sizes[1]))
 
 
 async def read(stream: asyncio.StreamReader) -> Any:
-    """Raises EOFError at the end of the stream."""
+    """The next message. Raises EOFError at the end of the stream."""
     try:
-        head = await stream.readexactly(_LENGTH.size)
-        return pickle.loads(await stream.readexactly(_LENGTH.unpack(head)[0]))
+        sizes = _LENGTHS.unpack(await stream.readexactly(_LENGTHS.size))
+        text = await stream.readexactly(sizes[0])
+        return _unpack(text, await stream.readexactly(sizes[1]))
     except asyncio.IncompleteReadError as exc:
         raise EOFError from exc

@@ -12,7 +12,18 @@ from .config import AgentConfig, NodeConfig
 from .protocol import TERMINAL
 from .scheduler import Demand, Placement, Rank, parse_demand
 
-__all__ = ["Job", "describe_demand", "log_dir_name", "run_environment", "setup_environment", "task_id_of"]
+__all__ = [
+    "Job",
+    "bundle_of",
+    "demand_of",
+    "describe_demand",
+    "format_placement",
+    "log_dir_name",
+    "run_environment",
+    "setup_environment",
+    "task_id_of",
+    "time_stamp",
+]
 
 
 class Job:
@@ -97,23 +108,28 @@ def parse_placement(text: Optional[str]) -> Placement:
 
 
 def format_placement(placement: Placement) -> str:
+    """As jobs.db keeps it."""
     return json.dumps([[rank.node, rank.devices] for rank in placement])
 
 
 def demand_of(spec: Mapping[str, Any]) -> Demand:
+    """What each rank of a JobSpec needs. Raises ValueError."""
     return parse_demand(spec.get("demand") or {})
 
 
 def task_id_of(stamp: str, cluster: str, job_id: int) -> str:
+    """SkyPilot's form. stamp: from `time_stamp`."""
     return f"sky-{stamp}_{cluster}_{job_id}"
 
 
 def time_stamp(now: float) -> str:
+    """SkyPilot's form of a time, local, to the microsecond."""
     whole = int(now)
     return time.strftime("%Y-%m-%d-%H-%M-%S", time.localtime(whole)) + f"-{int((now - whole) * 1e6):06d}"
 
 
 def log_dir_name(job_id: int, name: str) -> str:
+    """Name of the job's log directory on every node: whatever the job is called, one plain word."""
     return f"{job_id}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:80] or '-'}"
 
 

@@ -69,6 +69,7 @@ class Ranks:
 
 
 class RayLink(Ranks):
+    """The nodes by way of Ray, in a child process that is begun anew whenever it ends."""
     def __init__(self, config: AgentConfig) -> None:
         super().__init__()
         self._config = config
@@ -128,7 +129,7 @@ class RayLink(Ranks):
         if name == "connected":
             self.version, self.up, self.detail = value, True, ""
         elif name == "nodes":
-            self.nodes = value
+            self.nodes = {int(node["rank"]): node for node in value}
         elif name == "standing":
             rank, hello, detail = value
             if hello is None:

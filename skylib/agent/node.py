@@ -16,10 +16,12 @@ import time
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .config import AgentConfig, NodeConfig, load_config
-from .processes import Process, boot_id, carrying, end, is_alive, own, with_descendants
+from .identity import boot_id
+from .processes import Process, carrying, end, is_alive, own, read_environ, with_descendants
+from .supervisor import STARTED, Spec
 from .tail import Piece, Tail
 
-__all__ = ["Key", "NodeService", "user_environment"]
+__all__ = ["Key", "NodeService", "to_key", "user_environment"]
 
 Key = Tuple[str, str, int]
 
@@ -31,11 +33,17 @@ _OURS = frozenset(
     }
 )
 _PREFIXES = ("RAY_", "SKYLIB_", "SKYPILOT_")
+_SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from skylib_agent.supervisor import main; main()"
 _MAX_BATCH = 4 << 20
 _FIRST_PAUSE_S = 0.004
 _LAST_PAUSE_S = 0.04
 _ANSWER_S = 30.0
 _STARTING_S = 60.0
+
+
+def to_key(value: Sequence[Any]) -> Key:
+    """Keys travel as lists."""
+    return (str(value[0]), str(value[1]), int(value[2]))
 
 
 def user_environment(environ: Mapping[str, str], env: str) -> Dict[str, str]:
@@ -116,27 +124,34 @@ class NodeService:
         except FileExistsError:
             return "exists"
         marker = str(spec.get("marker") or "")
-        answer = self._spawn(
-            {
-                "state_dir": state_dir,
-                "log": log,
-                "script": spec["script"],
-                "env": user_environment(os.environ, self.config.env),
-                "task_env": spec["task_env"],
-                "workdir": spec.get("workdir") or os.path.join(self.config.root, "sky_workdir"),
-                "done_marker": self._marker(marker) if marker else "",
-            }
+        self._spawn(
+            Spec(
+                state_dir=state_dir,
+                log=log,
+                workdir=str(spec.get("workdir") or os.path.join(self.config.root, "sky_workdir")),
+                marker=self._marker(marker) if marker else "",
+                script=str(spec["script"]),
+                environ=self._environment(),
+                task={str(name): str(value) for name, value in spec["task_env"].items()},
+            )
         )
-        if "error" in answer:
-            raise OSError(str(answer["error"]))
         return "started"
 
-    def _spawn(self, spec: Mapping[str, Any]) -> Dict[str, Any]:
-        environ = user_environment(os.environ, self.config.env)
+    def _environment(self) -> Dict[str, str]:
+        """The account's own: that which the node's agent was started with; Ray's is a bare one."""
+        environ: Mapping[str, str] = os.environ
+        holder = _read_json(os.path.join(self.config.sky, "agent.lock"))
+        if holder is not None and is_alive(int(holder["pid"]), int(holder["start"])):
+            environ = read_environ(int(holder["pid"])) or environ
+        return user_environment(environ, self.config.env)
+
+    def _spawn(self, spec: Spec) -> None:
+        """Raises OSError with what went wrong."""
+        environ = self._environment()
         environ["SKYLIB_CLUSTER_ID"] = self.config.cluster_id
         environ["SKYLIB_RANK"] = str(self.config.rank)
         process = subprocess.Popen(
-            [sys.executable, "-S", "-E", self._bundle, "supervise"],
+            [sys.executable, "-S", "-E", "-c", _SUPERVISE, self._bundle],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -145,7 +160,7 @@ class NodeService:
             start_new_session=True,
         )
         try:
-            answer, errors = process.communicate(json.dumps(spec).encode("utf-8", "surrogateescape"), timeout=_ANSWER_S)
+            answer, errors = process.communicate(spec.to_bytes(), timeout=_ANSWER_S)
         except subprocess.TimeoutExpired as exc:
             raise OSError(f"the rank's supervisor did not answer within {_ANSWER_S:.0f} s") from exc
         finally:
@@ -154,29 +169,31 @@ class NodeService:
                     pipe.close()
         if not answer:
             raise OSError(f"the rank's supervisor did not start: {errors.decode('utf-8', 'replace')[-2000:]}")
-        loaded: Dict[str, Any] = json.loads(answer.decode())
-        return loaded
+        if answer != STARTED:
+            raise OSError(answer.decode("utf-8", "replace"))
 
-    def watch(self, key: Key, log_dir: str, offset: int) -> None:
+    def watch(self, key: Sequence[Any], log_dir: str, offset: int) -> None:
         """From now on `poll` reports this rank, its log from `offset` on."""
+        key = to_key(key)
         state_dir, log = self._places(key, log_dir)
         with self._lock:
             self._watched[key] = _Watched(state_dir, log, offset)
         self._changed.set()
 
-    def poll(self, taken: Mapping[Key, int], done: Sequence[Key], timeout_s: float) -> PollReply:
+    def poll(self, taken: Sequence[Tuple[Sequence[Any], int]], done: Sequence[Sequence[Any]], timeout_s: float) -> PollReply:
         """What is new, as soon as something is; empty at the timeout.
 
         taken: by rank, the offset that the head has got to; done: ranks whose end it has got. What was not confirmed in
         this way comes again.
         """
         with self._lock:
-            for key in done:
+            for key in map(to_key, done):
                 self._watched.pop(key, None)
-            for key, offset in taken.items():
+            offsets = {to_key(key): offset for key, offset in taken}
+            for key, offset in offsets.items():
                 if key in self._watched:
                     self._watched[key].tail.offset = offset
-            unknown = [key for key in taken if key not in self._watched]
+            unknown = [key for key in offsets if key not in self._watched]
         if unknown:
             return PollReply([], [], unknown)
         until = time.monotonic() + timeout_s

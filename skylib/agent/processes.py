@@ -7,7 +7,9 @@ import signal
 import time
 from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Set
 
-__all__ = ["Ended", "Process", "ancestors", "boot_id", "carrying", "end", "is_alive", "own", "read", "with_descendants"]
+from .identity import stat_fields
+
+__all__ = ["Ended", "Process", "ancestors", "carrying", "end", "is_alive", "own", "read", "read_environ", "with_descendants"]
 
 _SETTLE_S = 0.02
 _KILL_WAIT_S = 5.0
@@ -24,29 +26,16 @@ class Process(NamedTuple):
 
 
 class Ended(NamedTuple):
+    """Pids: what is gone, and what could not be ended."""
     ended: List[int]
     survivors: List[int]
 
 
-def boot_id() -> str:
-    """Changes when the machine boots, and when a container's first process begins anew."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read().strip()
-    except OSError:
-        boot = ""
-    first = read(1)
-    return f"{boot}-{first.start if first else 0}"
-
-
 def read(pid: int) -> Optional[Process]:
     """None when there is no such process (any more)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            text = file.read()
-    except OSError:
+    fields = stat_fields(pid)
+    if not fields:
         return None
-    fields = text[text.rindex(b")") + 2 :].split()
     return Process(pid, int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[19]))
 
 
@@ -82,6 +71,12 @@ def _environ(pid: int) -> bytes:
         return b""
 
 
+def read_environ(pid: int) -> Dict[str, str]:
+    """The variables that a process began with; empty when they cannot be read."""
+    entries = _environ(pid).decode("utf-8", "surrogateescape").split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 def carrying(processes: Iterable[Process], variables: Mapping[str, str]) -> Set[int]:
     """Pids of those that began with all of these environment variables."""
     wanted = [f"\0{name}={value}\0".encode() for name, value in variables.items()]
@@ -94,6 +89,7 @@ def carrying(processes: Iterable[Process], variables: Mapping[str, str]) -> Set[
 
 
 def with_descendants(processes: Mapping[int, Process], pids: Iterable[int]) -> Set[int]:
+    """Those of the pids that exist, and everything below them."""
     children: Dict[int, List[int]] = {}
     for process in processes.values():
         children.setdefault(process.ppid, []).append(process.pid)

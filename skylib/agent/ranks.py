@@ -2,7 +2,7 @@
 
 Speaks frames (frames.py) on stdin and stdout. Requests: (id, op, args); answers: (id, True, value) or (id, False,
 (kind, text)); events without a request: (None, name, value):
-    ("connected", ray version)   ("nodes", {rank: {rank, node_id, ip, alive, resources}})
+    ("connected", ray version)   ("nodes", [{rank, node_id, ip, alive, resources}])
     ("standing", (rank, hello or None, detail))   ("failed", why)
 """
 
@@ -134,7 +134,7 @@ class _Link:
                                 "resources": dict(node["Resources"]),
                             }
             if nodes != last:
-                self.send((None, "nodes", nodes))
+                self.send((None, "nodes", list(nodes.values())))
                 last = nodes
             alive = [node for node in nodes.values() if node["alive"]]
             time.sleep(_WATCH_S if len(alive) == len(self._config.nodes) else _WATCH_FAST_S)
@@ -233,6 +233,7 @@ def _wait_for_raylet(address: str, deadline: float) -> None:
 
 
 def main(config_path: str) -> int:
+    """Holds the connection until stdin ends. 1 when Ray does not come up in time."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever Ray prints goes to the agent's log
     link = _Link(load_config(config_path), out)

@@ -16,7 +16,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Set,
 from .engine import Refused
 from .protocol import MAX_LINE_BYTES, PROTOCOL
 
-__all__ = ["Server", "Verb"]
+__all__ = ["Send", "Server", "Verb"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ Verb = Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]
 
 
 class Server:
+    """Listens, greets, and gives each request to its verb. hello: what the greeting says of this agent."""
     def __init__(self, path: str, hello: Mapping[str, Any], verbs: Mapping[str, Verb]) -> None:
         self._path = path
         self._hello = dict(hello)

@@ -1,22 +1,28 @@
 """Runs one rank: starts its shell, waits, writes down how it ended. Needs neither Ray nor the agent to stay alive.
 
-Started with a specification as JSON on stdin (secrets never touch argv or a file); answers one JSON line on stdout.
-Files in its state directory: `script`, `pids` (JSON), `exit` (JSON), each complete as soon as it exists.
+Started with a specification on stdin (secrets never touch argv or a file); answers "started", or what went wrong, on
+stdout. It stands between a submission and its first line, so it imports next to nothing. Files in its state directory:
+`script`, `pids` (JSON), `exit` (JSON); each is complete as soon as it exists.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
+import _signal  # what `signal` wraps, at a cost
+import importlib
 import os
 import sys
 import time
-from typing import Any, Dict, List, Mapping, NoReturn, Optional
 
-from .processes import boot_id, read
+from .identity import boot_id, stat_fields
+from .strings import join, split
 
-__all__ = ["main", "write_file"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` takes longer to import than all the rest here
+    from typing import Dict, List, NoReturn
 
+__all__ = ["STARTED", "Spec", "main", "write_file"]
+
+STARTED = b"started"
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_FD = 3
 
@@ -63,6 +69,55 @@ exit 127
 """
 
 
+class Spec:
+    """What a rank's supervisor is told. environ: the account's own; task: the task's variables, which win over start files.
+
+    marker: a file to make when the shell has ended with 0, or "".
+    """
+
+    def __init__(
+        self,
+        *,
+        state_dir: str,
+        log: str,
+        workdir: str,
+        marker: str,
+        script: str,
+        environ: Dict[str, str],
+        task: Dict[str, str],
+    ) -> None:
+        self.state_dir = state_dir
+        self.log = log
+        self.workdir = workdir
+        self.marker = marker
+        self.script = script
+        self.environ = environ
+        self.task = task
+
+    def to_bytes(self) -> bytes:
+        words = [self.state_dir, self.log, self.workdir, self.marker, self.script, str(len(self.environ))]
+        for variables in (self.environ, self.task):
+            for name, value in variables.items():
+                words += [name, value]
+        return join(words)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Spec:
+        """Raises ValueError when it is not whole."""
+        words = split(data)
+        pairs = list(zip(words[6::2], words[7::2]))
+        count = int(words[5])
+        return cls(
+            state_dir=words[0],
+            log=words[1],
+            workdir=words[2],
+            marker=words[3],
+            script=words[4],
+            environ=dict(pairs[:count]),
+            task=dict(pairs[count:]),
+        )
+
+
 def write_file(path: str, data: bytes) -> None:
     """Whoever sees the file sees all of it."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -72,43 +127,38 @@ def write_file(path: str, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _write_json(path: str, value: object) -> None:
-    write_file(path, json.dumps(value).encode())
-
-
 def _is_name(name: str) -> bool:
     return name.isidentifier() and name.isascii()
 
 
-def _environment(spec: Mapping[str, Any]) -> Dict[str, str]:
+def _environment(spec: Spec) -> Dict[str, str]:
     """Of the first shell. A variable that bash cannot name is passed as it is."""
-    environment = {str(name): str(value) for name, value in spec["env"].items()}
+    environment = dict(spec.environ)
     names: List[str] = []
-    for name, value in spec["task_env"].items():
+    for name, value in spec.task.items():
         if _is_name(name):
             names.append(name)
-            environment[f"SKYLIB_E_{name}"] = str(value)
-            if name.startswith("SKYPILOT_"):
-                environment[name] = str(value)
-        else:
-            environment[name] = str(value)
+            environment[f"SKYLIB_E_{name}"] = value
+        if not _is_name(name) or name.startswith("SKYPILOT_"):
+            environment[name] = value
     environment["SKYLIB_NAMES"] = " ".join(names)
-    environment["SKYLIB_SCRIPT"] = os.path.join(str(spec["state_dir"]), "script")
-    environment["SKYLIB_WORKDIR"] = str(spec["workdir"])
+    environment["SKYLIB_SCRIPT"] = os.path.join(spec.state_dir, "script")
+    environment["SKYLIB_WORKDIR"] = spec.workdir
     return environment
 
 
-def _become_shell(spec: Mapping[str, Any], log: int) -> NoReturn:
+def _become_shell(spec: Spec, log: int) -> NoReturn:
     """In the child: a session of its own, stdin empty, the log as fd 3 until the login shell has read its files."""
     try:
         os.setsid()
+        _default_signals()
         null = os.open(os.devnull, os.O_RDWR)
         for target in (0, 1, 2):
             os.dup2(null, target)
         os.dup2(log, _LOG_FD)
         os.set_inheritable(_LOG_FD, True)
         os.closerange(_LOG_FD + 1, 256)
-        os.chdir(str(spec["workdir"]))
+        os.chdir(spec.workdir)
         argv = ["bash", "--noprofile", "--norc", "-i", "-c", _LOGIN]
         os.execvpe("bash", argv, _environment(spec))
     except OSError as exc:
@@ -117,10 +167,30 @@ def _become_shell(spec: Mapping[str, Any], log: int) -> NoReturn:
         os._exit(127)
 
 
+def _default_signals() -> None:
+    """Python ignores some signals, and whoever started us may block others: none of that is the job's."""
+    for number in range(1, _signal.NSIG):
+        try:
+            if _signal.getsignal(number) == _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL)
+        except (OSError, ValueError):
+            continue
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def _forget_oom_score() -> None:
+    """Ray marks its workers as the first to be killed when memory runs out; a job is as good as any other process."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("0")
+    except OSError:
+        return
+
+
 def _adopt_orphans() -> None:
     """Processes that detach themselves become our children while the shell lives, so that cancel finds them."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ctypes = importlib.import_module("ctypes")  # late: the shell runs by now
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _wait(shell: int) -> int:
@@ -131,37 +201,46 @@ def _wait(shell: int) -> int:
             return status
 
 
-def _exit_record(status: int) -> Dict[str, Any]:
-    number: Optional[int] = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    code = 128 + number if number is not None else os.WEXITSTATUS(status)
-    return {"code": code, "signal": number, "at": time.time()}
+def _write_exit(state_dir: str, status: int) -> int:
+    """Exit code as a shell says it."""
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = 128 + number if number else os.WEXITSTATUS(status)
+    text = '{"code": %d, "signal": %s, "at": %f}' % (code, number or "null", time.time())
+    write_file(os.path.join(state_dir, "exit"), text.encode())
+    return code
 
 
-def _supervise(spec: Mapping[str, Any], answer: int) -> None:
-    state_dir = str(spec["state_dir"])
-    write_file(os.path.join(state_dir, "script"), str(spec["script"]).encode("utf-8", "surrogateescape"))
-    os.makedirs(str(spec["workdir"]), exist_ok=True)
-    log = os.open(str(spec["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def _mark_done(marker: str) -> None:
+    os.makedirs(os.path.dirname(marker), exist_ok=True)
+    write_file(marker, b"")
+
+
+def _supervise(spec: Spec, answer: int) -> None:
+    state_dir = spec.state_dir
+    _forget_oom_score()
+    write_file(os.path.join(state_dir, "script"), spec.script.encode("utf-8", "surrogateescape"))
+    os.makedirs(spec.workdir, exist_ok=True)
+    log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     shell = os.fork()
     if shell == 0:
         _become_shell(spec, log)
     os.close(log)
-    me, it = read(os.getpid()), read(shell)
-    pids = {"supervisor": [os.getpid(), me.start if me else 0], "shell": [shell, it.start if it else 0], "boot": boot_id()}
-    _write_json(os.path.join(state_dir, "pids"), pids)
-    os.write(answer, json.dumps(pids).encode() + b"\n")
+    me, it = stat_fields(os.getpid()), stat_fields(shell)
+    text = '{"supervisor": [%d, %d], "shell": [%d, %d], "boot": "%s"}'
+    values = (os.getpid(), int(me[19]) if me else 0, shell, int(it[19]) if it else 0, boot_id())
+    write_file(os.path.join(state_dir, "pids"), (text % values).encode())
+    os.write(answer, STARTED)
     os.close(answer)
     _adopt_orphans()
-    record = _exit_record(_wait(shell))
-    if record["code"] == 0 and spec.get("done_marker"):
-        os.makedirs(os.path.dirname(str(spec["done_marker"])), exist_ok=True)
-        write_file(str(spec["done_marker"]), b"")
-    _write_json(os.path.join(state_dir, "exit"), record)
+    status = _wait(shell)
+    if status == 0 and spec.marker:
+        _mark_done(spec.marker)
+    _write_exit(state_dir, status)
 
 
-def main() -> int:
-    """Forks once more, so that nobody's child is the supervisor, and returns at once in the first process."""
-    spec = json.loads(sys.stdin.buffer.read().decode("utf-8", "surrogateescape"))
+def main() -> NoReturn:
+    """Forks once more, so that the supervisor is nobody's child; the first process ends at once."""
+    spec = Spec.from_bytes(sys.stdin.buffer.read())
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -173,7 +252,6 @@ def main() -> int:
     try:
         _supervise(spec, answer)
     except OSError as exc:
-        record = {"code": 127, "signal": None, "at": time.time(), "error": str(exc)}
-        _write_json(os.path.join(str(spec["state_dir"]), "exit"), record)
-        os.write(answer, json.dumps({"error": str(exc)}).encode() + b"\n")
-    return 0
+        _write_exit(spec.state_dir, 127 << 8)
+        os.write(answer, str(exc).encode())
+    os._exit(0)

@@ -41,6 +41,7 @@ class Keeper:
 
 
 class HeadVerbs:
+    """The head's verbs."""
     def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
         self._keeper = keeper
@@ -191,6 +192,8 @@ class HeadVerbs:
 
 
 def worker_verbs(config: AgentConfig, keeper: Keeper) -> Dict[str, Verb]:
+    """A worker's verbs, by name: who it is, and its end."""
+
     async def info(args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         return {
             **_who(config, keeper, time.time()),

@@ -148,6 +148,35 @@ def test_a_gang_runs_in_the_users_environment(client: Client) -> None:
     assert sorted(item["text"] for item in client.log(job_id)) == ["0", "1"]
 
 
+def test_a_job_begins_as_a_plain_process(client: Client) -> None:
+    """Whatever Ray does to its workers: no signal is ignored or blocked, and no memory pressure singles the job out."""
+    job_id = client.submit(
+        "grep -E '^Sig(Ign|Blk)' /proc/self/status; cat /proc/self/oom_score_adj; ls /proc/self/fd | wc -l"
+    )
+    assert client.text(job_id).split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0", "4"]
+
+
+def test_a_ray_stop_would_not_find_us(cluster: RayCluster, client: Client) -> None:
+    """`ray stop` ends by words of command lines: agents and supervisors have none of them."""
+    job_id = client.submit("echo up; sleep 60")
+    until(lambda: client.log(job_id, follow=False))
+    code = "from ray.autoscaler._private.constants import RAY_PROCESSES as P; print(*[words for words, _ in P], sep='\\n')"
+    said = subprocess.run(
+        [cluster.python, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    words = said.stdout.split("\n")[:-1]
+    assert "raylet" in words
+    ours = [path.read_bytes().replace(b"\0", b" ").decode() for path in map(_cmdline, own()) if path.exists()]
+    ours = [line for line in ours if cluster.head.bundle in line]
+    assert len([line for line in ours if "supervisor" in line]) == 1
+    assert len([line for line in ours if " daemon " in line]) == 2
+    assert not [(word, line) for word in words for line in ours if word in line]
+
+
+def _cmdline(pid: int) -> Path:
+    return Path(f"/proc/{pid}/cmdline")
+
+
 def test_first_line_comes_in_tenths_of_a_second(cluster: RayCluster, client: Client) -> None:
     """Submission to first line, the best of five (the machine is shared)."""
     times = []
@@ -278,4 +307,5 @@ def test_zz_everything_ends(cluster: RayCluster) -> None:
     assert [(entry["rank"], entry["survivors"], entry["error"]) for entry in ranks] == [(0, [], None), (1, [], None)]
     token = {"SKYLIB_CLUSTER_ID": cluster.folders.cluster_id}
     until(lambda: not carrying(own().values(), token))
-    assert cluster.end_command(cluster.head) == {"ended": [], "survivors": []}
+    left = cluster.end_command(cluster.head)
+    assert (left["ended"], left["survivors"]) == ([], [])
