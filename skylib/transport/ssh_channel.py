@@ -117,6 +117,8 @@ class OpenChannel:
         self.wire.close()
 
     def close(self) -> None:
+        if not self.wire.ours:
+            return
         with self._lock:
             if self._closed:
                 return

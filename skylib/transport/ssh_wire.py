@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 from typing import Any
 
@@ -65,12 +66,16 @@ def _wire(channel: Any) -> WireChannel | None:
 
 
 class WireChannel:
-    """One channel. Safe from threads; one reader for each stream and one writer at a time."""
+    """One channel. Safe from threads; one reader for each stream and one writer at a time.
+
+    In a forked child it is closed and at its end, without a word to the host: nobody reads the connection there.
+    """
 
     def __init__(self, channel: Any, transport: Any) -> None:
         self.exit_signal: str | None = None
         self._channel = channel
         self._transport = transport
+        self._pid = os.getpid()
         self._order = threading.Lock()
         self._close_sent = False
         self._closed_by_host = False
@@ -89,16 +94,16 @@ class WireChannel:
 
     @property
     def closed(self) -> bool:
-        return bool(self._channel.closed)
+        return bool(self._channel.closed) or not self.ours
 
     @property
     def over(self) -> bool:
         """No more bytes will come than have come."""
-        return bool(self._channel.eof_received or self._channel.closed)
+        return bool(self._channel.eof_received or self.closed)
 
     def wait_for_status(self, timeout_s: float | None) -> bool:
         """Until the host has said how the command ended, or the channel is closed."""
-        return bool(self._channel.status_event.wait(timeout_s))
+        return not self.ours or bool(self._channel.status_event.wait(timeout_s))
 
     def notify(self, arrived: threading.Event) -> None:
         """Have `arrived` set whenever bytes of either stream or their end are there."""
@@ -106,12 +111,14 @@ class WireChannel:
         self._channel.in_stderr_buffer.set_event(arrived)
 
     def ready(self, stream: str) -> bool:
-        return bool(self._buffer(stream).read_ready())
+        return self.ours and bool(self._buffer(stream).read_ready())
 
     def read(self, stream: str, max_bytes: int, timeout_s: float | None = None) -> bytes:
         """At least one byte, or b"" at the end. Raises TimeoutError."""
         import paramiko
 
+        if not self.ours:
+            return b""
         try:
             data: bytes = self._buffer(stream).read(max_bytes, timeout_s)
         except paramiko.buffered_pipe.PipeTimeout:
@@ -125,6 +132,8 @@ class WireChannel:
         """All of it. Raises BrokenPipeError when the channel takes no more."""
         import paramiko
 
+        if not self.ours:
+            raise BrokenPipeError(errno.EPIPE, "the channel belongs to the parent process")
         channel, offset = self._channel, 0
         while offset < len(data):
             with channel.lock:
@@ -135,6 +144,8 @@ class WireChannel:
             offset += size
 
     def send_eof(self) -> None:
+        if not self.ours:
+            return
         with self._channel.lock:
             message = self._channel._send_eof()
         if message is not None:
@@ -147,6 +158,8 @@ class WireChannel:
         self._emit(self._message(paramiko.common.MSG_CHANNEL_REQUEST, name.encode(), want_reply, argument))
 
     def close(self) -> None:
+        if not self.ours:
+            return
         with self._order:
             self._send_close()
         with self._channel.lock:
@@ -161,13 +174,18 @@ class WireChannel:
         if self._transport.clear_to_send.is_set():
             self._answer_close()
 
+    @property
+    def ours(self) -> bool:
+        """Whether this process opened the channel, and not its parent."""
+        return os.getpid() == self._pid
+
     def _emit(self, message: Any) -> None:
         """Raises BrokenPipeError when the channel or the connection is closed."""
         import paramiko
 
         try:
             with self._order:
-                if self._close_sent or self._closed_by_host:
+                if self._close_sent or self._closed_by_host or not self.ours:
                     raise BrokenPipeError(errno.EPIPE, "the channel is closed")
                 self._transport._send_user_message(message)
         except (EOFError, paramiko.SSHException) as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -399,6 +400,8 @@ def in_child(work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)
         try:
             work()
             status = 0
@@ -441,6 +444,7 @@ def test_child_that_drops_everything_leaves_the_parent_alone(
 
         with suppress(ConnectError):
             process.send(b"from the child")
+        assert process.receive() == b""
         process.close()
         transport.close()
         transport._processes.clear()
