@@ -130,7 +130,8 @@ def test_encrypted_key_says_what_to_do(ssh_hosts: list[Host], testbed: Testbed, 
     with pytest.raises(AuthError) as caught:
         connect(ssh_hosts[0].ip, user="sky", identity_file=str(testbed.encrypted_key_path)).connect()
     assert str(testbed.encrypted_key_path) in str(caught.value)
-    assert "agent" in str(caught.value.hint) and "passphrase" in str(caught.value.hint)
+    assert "agent" in str(caught.value.hint)
+    assert "passphrase" in str(caught.value.hint)
 
 
 def test_passphrase_opens_an_encrypted_key(ssh_hosts: list[Host], testbed: Testbed, connect: Connect) -> None:
@@ -230,9 +231,7 @@ def test_identities_only_leaves_the_agent_alone(
 # --- configuration and jumps
 
 
-def test_alias_and_include_of_the_users_configuration(
-    ssh_hosts: list[Host], connect: Connect, isolated_home: Path
-) -> None:
+def test_alias_and_include_of_the_users_configuration(ssh_hosts: list[Host], connect: Connect, isolated_home: Path) -> None:
     """An alias in a file that ~/.ssh/config includes by a relative glob is known; the files stay as they are."""
     host = ssh_hosts[1]
     (isolated_home / ".ssh" / "conf.d").mkdir(parents=True)
@@ -348,7 +347,8 @@ def test_changed_host_key_stops(make_host: Callable[..., Host], connect: Connect
         transport.connect()
     error = caught.value
     assert (error.expected, error.seen) == (before, host.host_key_fingerprint)  # type: ignore[attr-defined]
-    assert before in str(error) and host.host_key_fingerprint in str(error)
+    assert before in str(error)
+    assert host.host_key_fingerprint in str(error)
     assert (error.file, error.line) == (str(isolated_home / ".sky" / "known_hosts"), 1)  # type: ignore[attr-defined]
 
 
@@ -369,9 +369,7 @@ def test_users_known_hosts_decide(ssh_hosts: list[Host], connect: Connect, isola
     assert not (isolated_home / ".sky" / "known_hosts").exists()
 
 
-def test_key_type_on_record_is_asked_for(
-    make_host: Callable[..., Host], connect: Connect, isolated_home: Path
-) -> None:
+def test_key_type_on_record_is_asked_for(make_host: Callable[..., Host], connect: Connect, isolated_home: Path) -> None:
     """A host known by its RSA key is not taken for changed because it has an ed25519 key too."""
     host = make_host()
     host.sh("ssh-keygen -q -t rsa -b 3072 -N '' -f /etc/ssh/ssh_host_rsa_key", user="root", check=True)

@@ -97,7 +97,7 @@ def test_one_connection_serves_all_calls(make_host: Callable[..., Host], reach: 
     transport.put(b"x", "/home/sky/file")
     transport.forward("127.0.0.1", 22).close()
     assert told.connections == 1
-    assert len({pid for pid in sessions(host)}) <= 2  # sshd's monitor and its child
+    assert len(set(sessions(host))) <= 2  # sshd's monitor and its child
 
 
 def test_no_more_than_eight_channels_at_once(ssh_hosts: list[Host], reach: Callable[..., SshTransport]) -> None:
@@ -412,9 +412,7 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_forked_child_opens_its_own_connection(
-    make_host: Callable[..., Host], reach: Callable[..., SshTransport]
-) -> None:
+def test_forked_child_opens_its_own_connection(make_host: Callable[..., Host], reach: Callable[..., SshTransport]) -> None:
     """The child's command runs over another connection; the parent's open command and connection go on undisturbed."""
     told = Told()
     transport = reach(make_host(), told=told, settings=SshSettings())
@@ -498,9 +496,7 @@ def talk(channel: ByteChannel, message: bytes) -> bytes:
 # --- many hosts
 
 
-def test_failures_of_some_hosts_leave_the_others_alone(
-    ssh_hosts: list[Host], reach: Callable[..., SshTransport]
-) -> None:
+def test_failures_of_some_hosts_leave_the_others_alone(ssh_hosts: list[Host], reach: Callable[..., SshTransport]) -> None:
     """Connecting to all at once: one that refuses is an outcome among the others."""
     good = [reach(host) for host in ssh_hosts]
     bad = reach(ssh_hosts[0], at="127.0.0.1", port=1)

@@ -42,7 +42,8 @@ def test_changed_key_stops_with_both_fingerprints_and_the_line(home: SkyHome) ->
     error = caught.value
     assert (error.expected, error.seen) == (fingerprint(b"one"), fingerprint(b"two"))  # type: ignore[attr-defined]
     assert (error.file, error.line) == (str(home.known_hosts), 2)  # type: ignore[attr-defined]
-    assert fingerprint(b"one") in str(error) and fingerprint(b"two") in str(error)
+    assert fingerprint(b"one") in str(error)
+    assert fingerprint(b"two") in str(error)
     assert "two" not in home.known_hosts.read_text()
 
 

@@ -10,7 +10,8 @@ from skylib.transport.ssh_connection import Slots
 def test_no_more_slots_than_the_limit() -> None:
     """The third of two is refused after its wait, and given when one comes back."""
     slots = Slots(2)
-    assert slots.take(0) and slots.take(0)
+    assert slots.take(0)
+    assert slots.take(0)
     assert not slots.take(0.01)
     slots.give_back()
     assert slots.take(0)
@@ -31,7 +32,8 @@ def test_waiter_gets_the_slot_that_comes_back() -> None:
 def test_refusal_lowers_the_limit() -> None:
     """A host that takes fewer channels than we thought is not asked for more again."""
     slots = Slots(8)
-    assert slots.take(0) and slots.take(0)
+    assert slots.take(0)
+    assert slots.take(0)
     assert slots.refused()
     slots.give_back()
     assert not slots.take(0.01)
