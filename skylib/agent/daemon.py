@@ -47,6 +47,7 @@ class Daemon(Keeper):
         self._leaving = asyncio.Event()
         self._engine: Optional[Engine] = None
         self._gone_since: Dict[int, float] = {}
+        self._stopped = os.path.join(config.sky, "stopped.json")
         self._was_up = False
         self._keeping: Optional[asyncio.Task[None]] = None
 
@@ -78,6 +79,8 @@ class Daemon(Keeper):
             self._engine.db.close()
 
     def _head(self) -> Dict[str, Verb]:
+        if os.path.exists(self._stopped):
+            os.unlink(self._stopped)
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
         self._engine = Engine(self.config, db, self._ranks)
         self._engine.on_event = self.touch
@@ -158,7 +161,7 @@ class Daemon(Keeper):
         _log.info("idle for long enough: stopping")
         record = {"at": time.time(), "reason": "autostop", "down": bool(setting and setting.down)}
         await self.stop_all()
-        write_file(os.path.join(self.config.sky, "stopped.json"), json.dumps(record).encode())
+        write_file(self._stopped, json.dumps(record).encode())
         self.leave()
 
     # --- the end

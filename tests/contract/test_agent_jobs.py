@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skylib.agent.processes import carrying, own
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
+from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, command_lines, until
 
 
 @pytest.fixture
@@ -209,13 +209,7 @@ def test_cancel_ends_the_whole_tree(client: Client) -> None:
 
 def _sleeping(seconds: int) -> bool:
     """Whether one of our processes sleeps for this many seconds."""
-    for pid in own():
-        try:
-            if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\0%d\0" % seconds:
-                return True
-        except OSError:
-            continue
-    return False
+    return b"sleep\0%d\0" % seconds in command_lines().values()
 
 
 def test_cancel_of_queued_jobs_is_immediate_and_leaves_the_running(client: Client) -> None:
@@ -301,9 +295,7 @@ def test_secrets_reach_the_job_and_nothing_else(client: Client, agent: InProcess
     kept = [path for path in Path(agent.head.root).rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
     assert [path.name for path in kept] == [f"{job_id}.json"]
     assert kept[0].stat().st_mode & 0o777 == 0o600
-    for pid in own():
-        if Path(f"/proc/{pid}/cmdline").exists():
-            assert b"hunter2" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert not [words for words in command_lines().values() if b"hunter2" in words]
     Path(agent.head.root, "sky_workdir", "go").touch()
     list(stream)
     assert not kept[0].exists()
@@ -390,10 +382,10 @@ def test_a_supervisor_that_is_killed_loses_its_rank(client: Client) -> None:
     job_id = client.submit("exec sleep 93")
     client.when(job_id, "RUNNING")
     until(lambda: _sleeping(93))
-    children = {pid: process.ppid for pid, process in own().items()}
-    sleeper = next(pid for pid in own() if Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0093\x00")
-    assert b"skylib_agent.supervisor" in Path(f"/proc/{children[sleeper]}/cmdline").read_bytes()
-    os.kill(children[sleeper], 9)
+    lines = command_lines()
+    supervisor = own()[next(pid for pid, words in lines.items() if words == b"sleep\x0093\x00")].ppid
+    assert b"skylib_agent.supervisor" in lines[supervisor]
+    os.kill(supervisor, 9)
     job = client.done(job_id)
     assert (job["status"], job["cause"]) == (
         "FAILED_DRIVER",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from skylib.agent.node import NodeService
 from skylib.agent.processes import carrying, own
 from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
 
@@ -275,3 +277,23 @@ def test_stop_nodes_ends_jobs_and_refuses_new_ones(agent: InProcessAgent) -> Non
     for task in tasks:
         assert not carrying(own().values(), {"SKYPILOT_TASK_ID": task})
     until(lambda: not os.path.exists(agent.head.socket))
+
+
+def test_a_node_can_be_asked_to_end_itself(tmp_path: Path) -> None:
+    """It says what there is, and a moment later all of it is gone; the cluster's other nodes are not asked."""
+    folders = NodeFolders(tmp_path, count=1)
+    config = folders.write()[0]
+    environ = {**os.environ, "SKYLIB_CLUSTER_ID": folders.cluster_id}
+    with subprocess.Popen(["sleep", "60"], env=environ) as process:
+        service = NodeService(config.path, config.bundle_of(config.me))
+        assert service.end_node(0.05, 1.0) == [process.pid]
+        assert process.wait(10) == -15
+
+
+def test_a_new_beginning_forgets_the_stop(agent: InProcessAgent) -> None:
+    """The record that an autostop left behind is for those who find nobody; an agent that runs is not stopped."""
+    agent.stop()
+    stopped = Path(agent.head.sky, "stopped.json")
+    stopped.write_text("{}")
+    agent.begin()
+    assert not stopped.exists()

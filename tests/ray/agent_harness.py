@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -25,7 +24,7 @@ from skylib.agent.node import NodeService
 from skylib.agent.processes import Process, carrying, end, own
 from skylib.runtime.agent_bundle import Bundle, build_bundle
 
-__all__ = ["Client", "InProcessAgent", "NodeFolders", "until"]
+__all__ = ["AgentSaid", "Client", "InProcessAgent", "NodeFolders", "command_lines", "end_everything", "run_daemon", "until"]
 
 
 @lru_cache
@@ -43,6 +42,15 @@ def until(condition: Callable[[], Any], *, timeout_s: float = 10.0) -> Any:
         if time.monotonic() > deadline:
             raise AssertionError("the condition did not come true in time")
         time.sleep(0.005)
+
+
+def command_lines() -> dict[int, bytes]:
+    """Of this account's processes: words with a NUL after each, by pid."""
+    found = {}
+    for pid in own():
+        with contextlib.suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return found
 
 
 @dataclass
@@ -306,6 +314,3 @@ def run_daemon(python: str, config: AgentConfig, *, environ: Mapping[str, str] |
     argv = [python, config.bundle_of(config.me), "daemon", "--config", config.path]
     done = subprocess.run(argv, capture_output=True, timeout=60, env={**os.environ, **(environ or {})}, check=False)
     assert done.returncode == 0, done.stderr.decode() + Path(config.log_file).read_text()
-
-
-PYTHON = sys.executable

@@ -19,7 +19,7 @@ import pytest
 from skylib.agent.config import AgentConfig
 from skylib.agent.processes import carrying, own
 from tests import runtime_fixture
-from tests.ray.agent_harness import Client, NodeFolders, end_everything, run_daemon, until
+from tests.ray.agent_harness import Client, NodeFolders, command_lines, end_everything, run_daemon, until
 
 pytestmark = pytest.mark.ray
 
@@ -166,15 +166,11 @@ def test_a_ray_stop_would_not_find_us(cluster: RayCluster, client: Client) -> No
     )
     words = said.stdout.split("\n")[:-1]
     assert "raylet" in words
-    ours = [path.read_bytes().replace(b"\0", b" ").decode() for path in map(_cmdline, own()) if path.exists()]
+    ours = [words.replace(b"\0", b" ").decode() for words in command_lines().values()]
     ours = [line for line in ours if cluster.head.bundle in line]
     assert len([line for line in ours if "supervisor" in line]) == 1
     assert len([line for line in ours if " daemon " in line]) == 2
     assert not [(word, line) for word in words for line in ours if word in line]
-
-
-def _cmdline(pid: int) -> Path:
-    return Path(f"/proc/{pid}/cmdline")
 
 
 def test_first_line_comes_in_tenths_of_a_second(cluster: RayCluster, client: Client) -> None:
@@ -256,8 +252,8 @@ def test_jobs_go_on_when_a_standing_actor_dies(cluster: RayCluster, client: Clie
     """Its ranks are nobody's children; a new actor takes over."""
     job_id = client.submit("for i in $(seq 100); do echo $i; sleep 0.02; done", num_nodes=2)
     until(lambda: len(client.log(job_id, follow=False)) > 10)
-    actors = [pid for pid in own() if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::_Standing")]
-    mine = carrying([own()[pid] for pid in actors], {"SKYLIB_CLUSTER_ID": cluster.folders.cluster_id})
+    actors = {pid for pid, words in command_lines().items() if words.startswith(b"ray::_Standing")}
+    mine = actors & carrying(own().values(), {"SKYLIB_CLUSTER_ID": cluster.folders.cluster_id})
     assert len(mine) == 2
     os.kill(min(mine), signal.SIGKILL)
     assert client.done(job_id)["status"] == "SUCCEEDED"
