@@ -68,7 +68,7 @@ class Upload:
                 source.open("rb").close()
             except OSError as exc:
                 raise StagingError(f"could not read {source}: {exc.strerror}", path=str(source)) from exc
-            source = file_pieces(source)
+            source = _content(source)
         elif isinstance(source, bytes):
             size = len(source)
             source = pieces(source)
@@ -89,6 +89,13 @@ class Upload:
 
     def forget(self) -> Command:
         return Command.of("rm", "-f", "--", self.temporary)
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    try:
+        yield from file_pieces(path)
+    except OSError as exc:
+        raise StagingError(f"could not read {path}: {exc.strerror}", path=str(path)) from exc
 
 
 def save(target: Path, chunks: Iterable[bytes], *, host: str, mode: int = 0o600, size: int | None = None) -> int:

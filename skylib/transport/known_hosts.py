@@ -56,6 +56,7 @@ def parse(text: str, file: str = "") -> tuple[KnownKey, ...]:
 
 
 def render(name: str, kind: str, blob: bytes) -> str:
+    """One line of a known_hosts file, with its newline."""
     return f"{name} {kind} {base64.b64encode(blob).decode()}\n"
 
 

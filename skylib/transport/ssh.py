@@ -7,10 +7,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skylib.errors import ConnectError, StagingError, TransportError, TransportTimeout
+from skylib.errors import ConnectError, StagingError, TransportError
 from skylib.events import EventSink, discard, span
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import paramiko
 
 __all__ = ["SshTransport"]
+
+_TIDY_S = 5.0
 
 # The process group of $1: the third field after the name in Linux's stat file (ps may not be there), else by ps.
 # A process that has ended has none, and that is fine.
@@ -121,8 +124,9 @@ class SshTransport:
             if done.ok and last is not None:
                 done = self.run(last)
         except BaseException as exc:
-            if not isinstance(exc, (ConnectError, TransportTimeout)):
-                self.run(upload.forget())
+            if not isinstance(exc, TransportError):
+                with suppress(TransportError):
+                    self.run(upload.forget(), timeout_s=_TIDY_S)
             raise
         if not done.ok:
             raise self._refused("write", target, done)

@@ -171,6 +171,7 @@ class WireChannel:
         with self._channel.lock:
             self._channel._set_closed()
             self._transport._unlink_channel(self._channel.chanid)
+            self._transport.channels_seen.pop(self._channel.chanid, None)  # else it grows with every command
         if self._transport.clear_to_send.is_set():
             self._answer_close()
 
