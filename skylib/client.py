@@ -140,9 +140,7 @@ class Client:
         wanted = [job_ids] if isinstance(job_ids, int) else job_ids
         return execute.cancel(self._session, name, wanted, all_jobs=all)
 
-    def tail_logs(
-        self, name: str, job_id: int | None = None, *, follow: bool = True, offset: int = 0
-    ) -> Iterator[LogLine]:
+    def tail_logs(self, name: str, job_id: int | None = None, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
         """Lines of a job's log (None: the newest job) as they come, until it has ended. Stopping to read ends nothing."""
         return execute.tail_logs(self._session, name, job_id, follow=follow, offset=offset)
 
@@ -162,9 +160,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -85,9 +85,7 @@ class Job(_Handle):
     def from_json(cls, text: str) -> Job:
         """The handle that `to_json` described."""
         recipe = json.loads(text)
-        return cls(
-            recipe["home"], recipe["cluster_name"], recipe["job_id"], adopted=bool(recipe.get("adopted"))
-        )
+        return cls(recipe["home"], recipe["cluster_name"], recipe["job_id"], adopted=bool(recipe.get("adopted")))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _job, (self._home, self.cluster_name, self.id, self.adopted)

@@ -115,9 +115,7 @@ class Session:
     def _agent(self, cluster: str, cluster_id: str, head: NodeRecord) -> AgentClient:
         return self.new_agent(cluster, cluster_id, self.transport(head.address), head.python, layout_of(head))
 
-    def new_agent(
-        self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout
-    ) -> AgentClient:
+    def new_agent(self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout) -> AgentClient:
         """The channel to the agent of this life of the cluster; the same one every time."""
         with self._lock:
             known = self._agents.get(cluster_id)

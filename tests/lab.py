@@ -70,11 +70,15 @@ class Lab:
             if not host.is_up:
                 continue
             eventually(lambda host=host: self.ours(host) == [], what=f"no process on {host.name}: {self.ours(host)}")
-            left = host.sh("ls -d ~/.sky/cluster.json ~/.sky/agent ~/sky_workdir /tmp/ray_skypilot* 2>/dev/null; true").stdout
+            left = host.sh(
+                "ls -d ~/.sky/cluster.json ~/.sky/agent ~/sky_workdir /tmp/ray_skypilot* 2>/dev/null; true"
+            ).stdout
             assert left.strip() in ("", b""), left
 
 
-def make_lab(home: Path, hosts: Sequence[Host], *, wheels: Path | None = None, config: dict[str, object] | None = None) -> Lab:
+def make_lab(
+    home: Path, hosts: Sequence[Host], *, wheels: Path | None = None, config: dict[str, object] | None = None
+) -> Lab:
     """A fresh home for a pool of these hosts. wheels: a kept wheelhouse that the home uses."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     home.joinpath("ssh_node_pools.yaml").write_text(pool_yaml(hosts))

@@ -49,6 +49,7 @@ def text(value: object) -> str:
 
 
 def optional_text(value: str | None) -> str | None:
+    """None, or a text as it is; InvalidSpecError for anything else."""
     return None if value is None else text(value)
 
 
@@ -58,6 +59,7 @@ def path_text(value: object) -> str:
 
 
 def boolean(value: object) -> bool:
+    """True or False as they are; InvalidSpecError for anything else."""
     if not isinstance(value, bool):
         raise spec_error(f"expected true or false, got {shown(value)}")
     return value

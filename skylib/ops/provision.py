@@ -28,9 +28,7 @@ Beside = Callable[[Sequence[tuple[HostAddress, str]]], None]
 REVIVE_CHECK_S = 5.0
 
 
-def choose(
-    session: Session, task: Task, context: ProviderContext, *, only: Sequence[Offer] | None = None
-) -> Placement:
+def choose(session: Session, task: Task, context: ProviderContext, *, only: Sequence[Offer] | None = None) -> Placement:
     """The hosts for a new cluster of this task. only: take exactly these, or fail and say what changed.
 
     Raises NoOfferError, NoCapacityError, PoolNotFound, ConfigError.
@@ -175,9 +173,7 @@ def _bring_up(
     tools = Tools(
         transport=session.transport,
         environment=session.environment(events),
-        agent=lambda transport, node: session.new_agent(
-            record.name, record.cluster_id, transport, node.python, node.layout
-        ),
+        agent=lambda transport, node: session.new_agent(record.name, record.cluster_id, transport, node.python, node.layout),
         events=events,
         while_starting=lambda nodes: beside(places),
         timeout_s=timeout_s,
@@ -196,9 +192,7 @@ def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluste
             "dashboard_port": standing.dashboard_port,
             "ray_version": standing.ray_version,
         }
-    return session.store.settle(
-        record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id, **changes
-    )
+    return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id, **changes)
 
 
 def _answers(session: Session, record: ClusterRecord, events: EventSink) -> bool:
@@ -219,9 +213,7 @@ def _end_all(session: Session, record: ClusterRecord, events: EventSink) -> None
                 raise outcome.error
 
 
-def _member(
-    session: Session, cluster: str, number: int, offer: Offer, facts: NodeFacts, cluster_id: str
-) -> Member:
+def _member(session: Session, cluster: str, number: int, offer: Offer, facts: NodeFacts, cluster_id: str) -> Member:
     local = offer.address.kind == "local"
     root = str(session.home.local_node(cluster) / f"rank{number}") if local else facts.home
     env = str(session.home.runtime / ENV_NAME) if local else f"{facts.home}/{ENV_NAME}"

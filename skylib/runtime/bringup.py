@@ -309,9 +309,7 @@ def _first_missing(error: AgentReplyError, nodes: Sequence[NodePlan]) -> str:
     return nodes[missing[0]].host
 
 
-def _blame(
-    act: Callable[[Member, NodePlan], None], site: Site, member: Member, node: NodePlan, step: str
-) -> None:
+def _blame(act: Callable[[Member, NodePlan], None], site: Site, member: Member, node: NodePlan, step: str) -> None:
     try:
         act(member, node)
     except SkyError as error:

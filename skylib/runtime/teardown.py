@@ -24,8 +24,8 @@ _END = """
 exec "$1" -S -E "$2" end --config "$3"
 """
 
-# $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty ("" for
-# none), then paths. Nothing is removed when another cluster holds the account by now.
+# $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty
+# ("" for none), then paths. Nothing is removed when another cluster holds the account by now.
 _REMOVE = """
 id="$1" mark="$2" mounts="$3" parent="$4"; shift 4
 if [ -f "$mark" ] && ! grep -q -F "\\"$id\\"" "$mark"; then echo "foreign"; exit 0; fi

@@ -69,6 +69,7 @@ def keeps_stored_job(stored: JobStatus, seen: JobRecord) -> bool:
 
 
 def not_found(name: str, known: Sequence[str]) -> ClusterNotFound:
+    """The error for a cluster that the store does not have."""
     return ClusterNotFound(
         f"no cluster {name!r}", cluster=name, known=tuple(known), hint=f"clusters: {', '.join(known) or 'none'}"
     )

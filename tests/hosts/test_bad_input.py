@@ -129,7 +129,9 @@ def test_a_host_with_a_full_disk(make_warm_host: Callable[..., Host], lab_of: Ca
     lab.assert_nothing_left()
 
 
-def test_a_disk_that_fills_while_files_are_sent(make_warm_host: Callable[..., Host], lab_of: Callable[..., Lab], tmp_path: Path):
+def test_a_disk_that_fills_while_files_are_sent(
+    make_warm_host: Callable[..., Host], lab_of: Callable[..., Lab], tmp_path: Path
+):
     """StagingError names host and path; the cluster that was coming up is taken away again."""
     host = make_warm_host(home_size_mib=1600)
     lab = lab_of(host)
@@ -164,7 +166,9 @@ def test_a_host_whose_python_is_too_new(make_host: Callable[..., Host], lab_of: 
     lab.assert_nothing_left()
 
 
-LISTEN = "import socket,time; s=socket.socket(); s.bind(('0.0.0.0',6380)); s.listen(); print('ok',flush=True); time.sleep(600)"
+LISTEN = (
+    "import socket,time; s=socket.socket(); s.bind(('0.0.0.0',6380)); s.listen(); print('ok',flush=True); time.sleep(600)"
+)
 
 
 def _listen(host: Host, user: str) -> int:

@@ -51,7 +51,9 @@ _NOT_OURS = {"VIRTUAL_ENV", "PYTHONPATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVIC
 def test_variables_and_secrets_reach_the_job_unharmed(shared: Lab):
     """Quotes, backslashes, newlines and dollars in values arrive byte for byte."""
     odd = "a'b\"c\\d $HOME `id`\nnext line\t*"
-    task = shared.task('printf %s "$PLAIN" | od -An -c; printf %s "$TOKEN" | od -An -c', envs={"PLAIN": odd}, secrets={"TOKEN": odd})
+    task = shared.task(
+        'printf %s "$PLAIN" | od -An -c; printf %s "$TOKEN" | od -An -c', envs={"PLAIN": odd}, secrets={"TOKEN": odd}
+    )
     job = shared.client.exec(task, "shared")
     printed = texts(list(job.logs()))
     job.wait()
@@ -75,7 +77,14 @@ def test_a_secret_is_on_no_command_line_and_in_no_file_after_the_job(shared: Lab
 
 @pytest.mark.parametrize(
     ("run", "code"),
-    [("exit 3", 3), ("exit 137", 137), ("kill -9 $$", 137), ("kill -TERM $$", 143), ("exec 1>&- 2>&-; exit 4", 4), ("nosuchcommand", 127)],
+    [
+        ("exit 3", 3),
+        ("exit 137", 137),
+        ("kill -9 $$", 137),
+        ("kill -TERM $$", 143),
+        ("exec 1>&- 2>&-; exit 4", 4),
+        ("nosuchcommand", 127),
+    ],
 )
 def test_a_failing_rank_fails_the_job_with_its_code(shared: Lab, run: str, code: int):
     """The exit code of the shell, 128 + n for signal n, is the job's; the error names it."""

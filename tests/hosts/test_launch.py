@@ -19,7 +19,9 @@ def test_a_task_yaml_runs_across_three_hosts_and_leaves_nothing(lab: Lab, tmp_pa
     """The main job: a SkyPilot YAML with workdir, mount, setup and run on three hosts, its log, and down with a receipt."""
     workdir = tmp_path / "project"
     workdir.mkdir()
-    workdir.joinpath("main.sh").write_text("echo $GREETING from $SKYPILOT_NODE_RANK with $(cat made-by-setup) and $(cat ~/data.txt)\n")
+    workdir.joinpath("main.sh").write_text(
+        "echo $GREETING from $SKYPILOT_NODE_RANK with $(cat made-by-setup) and $(cat ~/data.txt)\n"
+    )
     workdir.joinpath("ignored.log").write_text("x")
     workdir.joinpath(".skyignore").write_text("*.log\n")
     tmp_path.joinpath("data.txt").write_text("data")

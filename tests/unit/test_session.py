@@ -1,0 +1,60 @@
+"""The session: parts made late, a journal for each verb, a name that stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from skylib.errors import ClusterNotFound
+from skylib.events import Event
+from skylib.session import Session
+
+
+def test_each_verb_has_a_journal_of_its_own(tmp_path: Path):
+    """An operation's events stand as JSON lines in one file under logs/, the failing step with its error and seconds."""
+    session = Session(tmp_path / "sky")
+    with pytest.raises(ClusterNotFound), session.operation("down", "train"):
+        session.require("train")
+    (path,) = (tmp_path / "sky" / "logs").iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["phase"]) for line in lines] == [("down", "started"), ("down", "failed")]
+    assert lines[-1]["seconds"] >= 0
+    assert "ClusterNotFound" in lines[-1]["facts"]["error"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_callers_sink_sees_the_same_events(tmp_path: Path):
+    """events= gets each Event as a value while the verb runs."""
+    seen: list[Event] = []
+    session = Session(tmp_path / "sky", events=seen.append)
+    with session.operation("check"):
+        assert [event.step for event in seen] == ["check"]
+    assert [event.phase.value for event in seen] == ["started", "finished"]
+
+
+def test_the_client_hash_is_made_once_per_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two sessions of a home share the hash; another home has another; $SKYPILOT_USER_ID has its way."""
+    first, again, other = (Session(tmp_path / name).user_hash for name in ("a", "a", "b"))
+    assert first == again
+    assert first != other
+    assert len(first) == 8
+    monkeypatch.setenv("SKYPILOT_USER_ID", "deadbeef")
+    assert Session(tmp_path / "a").user_hash == "deadbeef"
+
+
+def test_an_unknown_cluster_is_told_with_those_that_exist(tmp_path: Path):
+    """ClusterNotFound carries the known names."""
+    with pytest.raises(ClusterNotFound) as caught:
+        Session(tmp_path / "sky").require("nobody")
+    assert caught.value.known == ()
+
+
+def test_closing_twice_and_using_again_is_fine(tmp_path: Path):
+    """A closed session opens anew when it is used."""
+    session = Session(tmp_path / "sky")
+    assert session.store.clusters() == []
+    session.close()
+    session.close()
+    assert session.store.clusters() == []
