@@ -161,6 +161,18 @@ def test_autostop_ends_ray_on_the_nodes_and_keeps_the_claim(lab: Lab):
     assert "idle" in str(lab.client.status())
 
 
+def test_a_cluster_that_goes_down_by_itself_is_released_at_the_next_look(lab: Lab):
+    """With down, the idle cluster ends itself; a refresh brings its logs home, cleans the hosts and releases them."""
+    job = lab.client.launch(lab.task("echo printed", num_nodes=2), "brief")
+    job.wait()
+    lab.client.autostop("brief", 0.05, down=True)
+    eventually(lambda: not any(lab.ours(host) for host in lab.hosts), within_s=40, what="the nodes' own end")
+    assert lab.client.status(refresh=True) == []
+    assert sorted(texts(list(job.logs()))) == ["printed", "printed"]
+    assert job.status() is skylib.JobStatus.SUCCEEDED
+    lab.assert_nothing_left()
+
+
 @pytest.mark.parametrize("name", ["minimal", "multi_hostname", "env_check", "multi_echo"])
 def test_skypilots_published_examples_run(lab: Lab, name: str):
     """Tasks with the shape of SkyPilot's own examples run on the pool as they are."""
