@@ -184,10 +184,18 @@ class Session:
 
     @contextmanager
     def hold(self, cluster: str, operation: str, timeout_s: float | None = None) -> Iterator[None]:
-        """The cluster's lock. Raises ClusterBusy with who holds it."""
+        """The cluster's lock. Raises ClusterBusy with who holds it.
+
+        Intents are begun under the lock alone: one that is still open at the end belongs to a process that died, or to
+        an operation that failed, and whoever held the lock has seen it.
+        """
         wait_s = self.config.locks.timeout_s if timeout_s is None else timeout_s
         with self.locks.hold(f"cluster:{cluster}", operation=operation, timeout_s=wait_s):
-            yield
+            try:
+                yield
+            finally:
+                for intent in self.store.open_intents(cluster):
+                    self.store.settle_intent(intent.intent_id, f"given up; seen by {operation}")
 
     def close(self) -> None:
         """Close channels, connections and the store; each opens again when it is used."""

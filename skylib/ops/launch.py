@@ -94,7 +94,6 @@ def _standing(
     record = session.store.cluster(name)
     if record is not None and _half_made(session, record):
         take_away(session, record, events)
-        _settle_dead_intents(session, name)
         record = session.store.cluster(name)
     autostop = autostop_of(task, options)
     if record is None:
@@ -128,11 +127,6 @@ def _half_made(session: Session, record: ClusterRecord) -> bool:
     """A launch that died before the cluster was ever up: we hold its lock, so nobody is at it."""
     begun = [intent for intent in session.store.open_intents(record.name) if intent.operation == "launch"]
     return record.status is ClusterStatus.INIT and (bool(begun) or not record.nodes)
-
-
-def _settle_dead_intents(session: Session, name: str) -> None:
-    for intent in session.store.open_intents(name):
-        session.store.settle_intent(intent.intent_id, "undone by a later launch")
 
 
 def _submit(session: Session, task: Task, record: ClusterRecord, files: SyncPlan, options: Options) -> Submitted:

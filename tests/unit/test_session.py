@@ -58,3 +58,12 @@ def test_closing_twice_and_using_again_is_fine(tmp_path: Path):
     session.close()
     session.close()
     assert session.store.clusters() == []
+
+
+def test_what_a_dead_process_began_is_settled_by_the_next_holder_of_the_lock(tmp_path: Path):
+    """An intent that nobody can be at any more is seen inside the lock, and is not open after it."""
+    session = Session(tmp_path / "sky")
+    session.store.begin_intent("launch", "train", {})
+    with session.hold("train", "down"):
+        assert [intent.operation for intent in session.store.open_intents("train")] == ["launch"]
+    assert session.store.open_intents("train") == []
