@@ -30,7 +30,7 @@ CALL_TIMEOUT_S = 60.0
 
 # May be asked twice without harm: they read, or they lead to the same state.
 _REPEATABLE = frozenset(
-    {"ready", "info", "queue", "job", "wait", "logs", "log_files", "autostop", "setup_state", "cancel", "stop_nodes"}
+    {"ready", "info", "queue", "job", "wait", "logs", "log_files", "autostop", "setup_state"}
 )
 
 Message = dict[str, Any]
@@ -60,8 +60,17 @@ class AgentClient:
         self._pid = os.getpid()
         self._channel: _Channel | None = None
 
-    def call(self, verb: str, *, answer_within_s: float | None = CALL_TIMEOUT_S, **args: object) -> Message:
+    def call(
+        self,
+        verb: str,
+        *,
+        answer_within_s: float | None = CALL_TIMEOUT_S,
+        repeatable: bool | None = None,
+        **args: object,
+    ) -> Message:
         """The agent's answer to one request. answer_within_s: None waits for ever.
+
+        repeatable: ask again when the channel breaks after the request went out; by default what only reads is.
 
         Raises AgentError when the channel broke or no answer came in time, AgentReplyError (with `kind`) when the
         agent refused, TransportError.
@@ -73,7 +82,7 @@ class AgentClient:
                 return self._final(replies, verb, answer_within_s)
             except _ChannelBroken as broken:
                 self._drop(channel)
-                if attempt == 2 or (broken.sent and verb not in _REPEATABLE):
+                if attempt == 2 or (broken.sent and not (verb in _REPEATABLE if repeatable is None else repeatable)):
                     raise self._lost(verb, broken) from broken
         raise AssertionError("unreachable")  # pragma: no cover
 
