@@ -41,9 +41,14 @@ def bridge_command(python: str, layout: NodeLayout) -> Command:
     return Command.of(python, "-S", "-E", layout.agent_bundle, "bridge", "--socket", layout.agent_socket)
 
 
-def daemon_command(python: str, layout: NodeLayout, cluster_id: str) -> Command:
-    """What starts the agent of a node, or finds it running; returns when its socket accepts."""
-    words = (python, layout.agent_bundle, "daemon", "--config", layout.agent_json)
+def daemon_command(python: str, layout: NodeLayout, cluster_id: str, *, asleep: bool = False) -> Command:
+    """What starts the agent of a node, or finds it running; returns when its socket accepts.
+
+    asleep: only to be read, as it is; it begins nothing and asks no Ray.
+    """
+    words = [python, layout.agent_bundle, "daemon", "--config", layout.agent_json]
+    if asleep:
+        words.append("--asleep")
     return Command.of(*words, env={TOKEN_VARIABLE: cluster_id}, cwd=layout.root)
 
 
