@@ -8,6 +8,10 @@ from typing import Dict, List
 
 __all__ = ["main"]
 
+_USAGE = (
+    "usage: daemon --config FILE [--asleep] | bridge --socket PATH | "
+    "end --config FILE [--cluster-id ID] [--grace-s SECONDS]\n"
+)
 _MODULES = {"daemon": "daemon", "bridge": "bridge", "end": "ending", "ranks": "ranks"}
 
 
@@ -30,12 +34,15 @@ def main(argv: List[str]) -> int:
     options = _options(argv[1:])
     needs = "socket" if command == "bridge" else "config"
     if command not in _MODULES or needs not in options:
-        sys.stderr.write("usage: daemon --config FILE | bridge --socket PATH | end --config FILE [--grace-s SECONDS]\n")
+        sys.stderr.write(_USAGE)
         return 2
     module = importlib.import_module(f".{_MODULES[command]}", __package__)
     if command == "end":
         grace, after = float(options.get("grace-s", "5")), float(options.get("after-s", "0"))
-        return int(module.main(options["config"], grace_s=grace, after_s=after, detach="detach" in options))
+        only = options.get("cluster-id", "")
+        return int(module.main(options["config"], grace_s=grace, after_s=after, detach="detach" in options, cluster_id=only))
+    if command == "daemon":
+        return int(module.main(options["config"], asleep="asleep" in options))
     return int(module.main(options[needs]))
 
 

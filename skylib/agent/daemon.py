@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from .autostop import Autostop, parse_autostop, stop_due_in
 from .config import AgentConfig, load_config
@@ -22,7 +22,7 @@ from .processes import ancestors, is_alive, own, read
 from .protocol import PROTOCOL, TOKEN_VARIABLE
 from .server import Server, Verb
 from .supervisor import write_file
-from .verbs import HeadVerbs, Keeper, worker_verbs
+from .verbs import HeadVerbs, Keeper, only_reading, worker_verbs
 
 __all__ = ["Daemon", "main"]
 
@@ -32,15 +32,21 @@ _TICK_S = 1.0
 _GRACE_S = 3.0
 _GONE_S = 6.0
 _START_S = 20.0
+_ASLEEP_S = 300.0
 _ACTIVE_KEY = "last_event"
 _AUTOSTOP_KEY = "autostop"
 
 
 class Daemon(Keeper):
-    """One node's agent. ranks: the way to the nodes; a worker does not use it."""
+    """One node's agent. ranks: the way to the nodes; neither a worker nor an agent that is asleep uses it.
 
-    def __init__(self, config: AgentConfig, ranks: Ranks) -> None:
+    asleep: only reads, for asleep_s seconds after the last connection has gone.
+    """
+
+    def __init__(self, config: AgentConfig, ranks: Ranks, *, asleep: bool = False, asleep_s: float = _ASLEEP_S) -> None:
         self.config = config
+        self.asleep = asleep
+        self._asleep_s = asleep_s
         self._ranks = ranks
         self.started_at = self.last_event = time.time()
         self.autostop: Optional[Autostop] = None
@@ -54,19 +60,24 @@ class Daemon(Keeper):
     async def run(self, ready: Any) -> None:
         """Until it is told to leave. ready: called once the socket accepts."""
         verbs = self._head() if self.config.role == "head" else worker_verbs(self.config, self)
-        hello = {
+        hello: Dict[str, Any] = {
             "protocol": PROTOCOL,
             "bundle": self.config.bundle,
             "cluster": self.config.cluster,
             "cluster_id": self.config.cluster_id,
             "role": self.config.role,
         }
-        server = Server(self.config.socket, hello, verbs)
+        if self.asleep:
+            hello["asleep"] = True
+        server = Server(self.config.socket, hello, only_reading(verbs) if self.asleep else verbs)
         await server.listen()
         ready()
         work: List[asyncio.Task[None]] = []
         if self._engine is not None:
-            self._engine.load()
+            self._engine.load(asleep=self.asleep)
+        if self.asleep:
+            work = [asyncio.ensure_future(self._leave_when_alone(server))]
+        elif self._engine is not None:
             work = [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
         await self._leaving.wait()
         await server.close()
@@ -79,7 +90,7 @@ class Daemon(Keeper):
             self._engine.db.close()
 
     def _head(self) -> Dict[str, Verb]:
-        if os.path.exists(self._stopped):
+        if os.path.exists(self._stopped) and not self.asleep:
             os.unlink(self._stopped)
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
         self._engine = Engine(self.config, db, self._ranks)
@@ -88,7 +99,7 @@ class Daemon(Keeper):
         kept = db.get(_AUTOSTOP_KEY)
         if kept is not None and kept.get("cluster_id") == self.config.cluster_id:
             self.autostop = parse_autostop(kept["setting"])
-        else:
+        elif not self.asleep:
             self.set_autostop(parse_autostop(self.config.autostop))
         return HeadVerbs(self._engine, self).table()
 
@@ -97,6 +108,14 @@ class Daemon(Keeper):
         if self._engine is None:
             raise RuntimeError("only the head has an engine")
         return self._engine
+
+    async def _leave_when_alone(self, server: Server) -> None:
+        alone_since = time.monotonic()
+        while time.monotonic() - alone_since < self._asleep_s:
+            await asyncio.sleep(min(_TICK_S, self._asleep_s))
+            if server.connected:
+                alone_since = time.monotonic()
+        self.leave()
 
     # --- nodes that come and go
 
@@ -127,6 +146,7 @@ class Daemon(Keeper):
                 raise
             except Exception:  # boundary: the timer goes on whatever happens
                 _log.exception("in the daemon's timer")
+                await asyncio.sleep(_TICK_S)
 
     def _pause(self) -> float:
         due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
@@ -157,11 +177,21 @@ class Daemon(Keeper):
         self.engine.db.put(_AUTOSTOP_KEY, value)
 
     async def _autostop(self) -> None:
+        """Nothing is ended before it is written down why, so that no crash on the way leaves hosts that nobody frees."""
         setting = self.autostop
         _log.info("idle for long enough: stopping")
         record = {"at": time.time(), "reason": "autostop", "down": bool(setting and setting.down)}
-        await self.stop_all()
+        record.update(cluster_id=self.config.cluster_id, stopping=True)
         write_file(self._stopped, json.dumps(record).encode())
+        try:
+            await self.stop_all()
+        except BaseException:
+            self.engine.stopping = False  # the timer tries again
+            raise
+        try:
+            write_file(self._stopped, json.dumps({**record, "stopping": False}).encode())
+        except OSError as exc:
+            _log.error("the end is not written down as complete: %s", exc)
         self.leave()
 
     # --- the end
@@ -222,19 +252,32 @@ def _lock(config: AgentConfig) -> Tuple[int, Optional[Dict[str, Any]]]:
         return -1, json.loads(text) if text else {}
 
 
-def _take_over(config: AgentConfig) -> int:
-    """The lock's handle; -1 when the very same agent runs already. An agent of another bundle or cluster makes room."""
+def _standing(holder: Mapping[str, Any], config: AgentConfig, *, asleep: bool) -> Tuple[bool, bool]:
+    """(it serves as well as we would, it makes room for us) of the agent that holds the lock.
+
+    An agent of another bundle or cluster makes room, as does one that is asleep for one that is not; never the reverse.
+    """
+    ours = holder.get("cluster_id") == config.cluster_id
+    same = ours and holder.get("bundle") == config.bundle
+    if holder.get("asleep"):
+        return same and asleep, not (same and asleep)
+    return (ours if asleep else same), not asleep and not same
+
+
+def _take_over(config: AgentConfig, *, asleep: bool) -> int:
+    """The lock's handle; -1 when an agent that will do runs already."""
     until = time.monotonic() + _START_S
     asked: Set[int] = set()
     while True:
         handle, holder = _lock(config)
         if holder is None:
             return handle
-        same = holder.get("bundle") == config.bundle and holder.get("cluster_id") == config.cluster_id
-        if same and holder.get("listens"):
-            return -1
+        serves, makes_room = _standing(holder, config, asleep=asleep)
         pid, start = int(holder.get("pid") or 0), int(holder.get("start") or 0)
-        if not same and pid and pid not in asked and is_alive(pid, start):
+        alive = pid > 0 and is_alive(pid, start)  # else a new one has not written itself down yet
+        if serves and holder.get("listens") and alive:
+            return -1
+        if makes_room and alive and pid not in asked:
             asked.add(pid)
             os.kill(pid, signal.SIGTERM)
         if time.monotonic() > until:
@@ -242,7 +285,7 @@ def _take_over(config: AgentConfig) -> int:
         time.sleep(0.02)
 
 
-def _write_holder(handle: int, config: AgentConfig, *, listens: bool) -> None:
+def _write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool) -> None:
     me = read(os.getpid())
     holder = {
         "pid": os.getpid(),
@@ -250,6 +293,7 @@ def _write_holder(handle: int, config: AgentConfig, *, listens: bool) -> None:
         "bundle": config.bundle,
         "cluster_id": config.cluster_id,
         "listens": listens,
+        "asleep": asleep,
     }
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)
@@ -270,22 +314,22 @@ def _detach(config: AgentConfig, report: int) -> None:
     os.close(log)
 
 
-def _serve(config: AgentConfig, report: int) -> int:
+def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        lock = _take_over(config)
+        lock = _take_over(config, asleep=asleep)
         if lock < 0:
             os.write(report, b"already")
             return 0
-        _write_holder(lock, config, listens=False)
+        _write_holder(lock, config, listens=False, asleep=asleep)
 
         def ready() -> None:
-            _write_holder(lock, config, listens=True)
+            _write_holder(lock, config, listens=True, asleep=asleep)
             os.write(report, b"ready")
             os.close(report)
 
         async def run() -> None:
-            daemon = Daemon(config, RayLink(config))
+            daemon = Daemon(config, Ranks() if asleep else RayLink(config), asleep=asleep)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_event_loop().add_signal_handler(number, daemon.leave)
             await daemon.run(ready)
@@ -301,8 +345,11 @@ def _serve(config: AgentConfig, report: int) -> int:
         return 1
 
 
-def main(config_path: str) -> int:
-    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise."""
+def main(config_path: str, *, asleep: bool = False) -> int:
+    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise.
+
+    asleep: one that only reads; see protocol.py.
+    """
     config = load_config(config_path)
     if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
         environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
@@ -313,7 +360,7 @@ def main(config_path: str) -> int:
     if first == 0:
         os.close(answer)
         _detach(config, report)
-        os._exit(_serve(config, report))
+        os._exit(_serve(config, report, asleep=asleep))
     os.close(report)
     os.waitpid(first, 0)
     said = b""

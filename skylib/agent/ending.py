@@ -86,12 +86,16 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
     return Ended(sorted(ended), steps[-1].survivors)
 
 
-def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach: bool = False) -> int:
-    """Prints {"ended": [pid...], "survivors": [pid...], "ports_closed": [port...]}.
+def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach: bool = False, cluster_id: str = "") -> int:
+    """Prints {"ended": [pid...], "survivors": [pid...], "ports_closed": [port...]}; 1 when there are survivors.
 
-    Detached, it prints nothing, returns at once and goes on by itself.
+    Detached, it prints nothing, returns at once and goes on by itself. cluster_id: the only one that may be ended; when
+    the configuration is another cluster's, nothing is touched and {} is printed.
     """
     config = load_config(config_path)
+    if cluster_id and config.cluster_id != cluster_id:
+        sys.stdout.write("" if detach else "{}\n")
+        return 0
     if detach:
         if os.fork():
             return 0

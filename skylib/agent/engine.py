@@ -56,13 +56,15 @@ class Engine:
 
     # --- beginning
 
-    def load(self) -> None:
-        """What jobs.db knows: queued jobs are queued, running ones are looked for on their nodes."""
+    def load(self, *, asleep: bool = False) -> None:
+        """What jobs.db knows: queued jobs are queued, running ones are looked for on their nodes. Asleep, neither."""
         for row in self.db.rows():
             spec = {} if row["status"] in TERMINAL else self.db.spec(row["job_id"])
             job = Job(row, demand_of(spec))
-            self._name(job, row["run_timestamp"])
             self.jobs[job.job_id] = job
+            if asleep:
+                continue
+            self._name(job, row["run_timestamp"])
             if job.is_terminal:
                 continue
             self._by_task[job.task_id] = job.job_id

@@ -70,6 +70,7 @@ class Ranks:
 
 class RayLink(Ranks):
     """The nodes by way of Ray, in a child process that is begun anew whenever it ends."""
+
     def __init__(self, config: AgentConfig) -> None:
         super().__init__()
         self._config = config

@@ -306,6 +306,7 @@ class NodeService:
         pids = with_descendants(processes, carrying(processes.values(), {"SKYLIB_CLUSTER_ID": self.config.cluster_id}))
         environ = user_environment(os.environ, self.config.env)
         argv = [sys.executable, "-S", "-E", self._bundle, "end", "--config", self.config.path]
+        argv += ["--cluster-id", self.config.cluster_id]
         argv += ["--grace-s", str(grace_s), "--after-s", str(delay_s), "--detach"]
         subprocess.run(argv, env=environ, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         return sorted(pids)

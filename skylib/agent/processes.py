@@ -27,6 +27,7 @@ class Process(NamedTuple):
 
 class Ended(NamedTuple):
     """Pids: what is gone, and what could not be ended."""
+
     ended: List[int]
     survivors: List[int]
 

@@ -3,7 +3,8 @@
 Handshake, first line each way:
     client  {"hello": {"protocol": 1, "client": "<skylib version>"}}
     agent   {"hello": {"protocol": 1, "bundle": "<sha256>", "cluster": "<name>", "cluster_id": "...", "role": "head"}}
-            or {"error": {"kind": "version", "message": "..."}} and the end.
+            or {"error": {"kind": "version", "message": "...", "ours": 1, "theirs": 2}} and the end.
+            An agent that is asleep adds "asleep": true to its hello.
 Then requests, answered in any order:
     client  {"id": 7, "verb": "queue", "args": {}}
     agent   {"id": 7, "ok": {...}}  or  {"id": 7, "error": {"kind": "not_found", "message": "...", ...facts}}
@@ -18,7 +19,7 @@ Verbs (args -> ok):
                                           answer; error kind "not_ready" with facts {"missing_ranks": [...], "detail": "..."} at the timeout
     info      {}                       -> {"cluster", "cluster_id", "role", "pid", "started_at", "now", "bundle", "ray_ok": bool,
                                            "alive_ranks": [...], "autostop": {...} or null, "idle_s": float, "stopping": bool,
-                                           "active_jobs": int}
+                                           "active_jobs": int, "asleep": bool}
     submit    {"job": JobSpec}         -> {"job_id": 3, "adopted": false, "task_id": "..."}   error kinds "impossible", "stopping"
     submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}]}
     queue     {"all": true}            -> {"jobs": [Job...]}       newest last; "all": false leaves out ended ones
@@ -35,6 +36,17 @@ Verbs (args -> ok):
     stop_nodes {"release": false}      -> {"ranks": [{"rank", "ended": [pid], "survivors": [pid], "error": null}]}
                                           cancels jobs, ends Ray and every process of this cluster on all nodes that can be reached, this agent last
     local_stop {...}                   -> (worker role and head) the same for this node only
+
+An agent that is asleep (`daemon --asleep`, to read the history of a cluster that was stopped) knows info, queue, job, wait,
+logs and log_files; every other verb is refused with kind "asleep". It connects to no Ray, begins and changes no job, leaves
+stopped.json where it is, and leaves by itself when nobody has been connected for some minutes. Jobs are shown as they were
+last written down; wait and a followed log answer at once, since nothing can change. `daemon` without the flag takes its place;
+`daemon --asleep` beside an agent of the cluster that is awake does nothing and succeeds.
+
+stopped.json, beside jobs.db, is what an autostop leaves behind: {"at": time, "reason": "autostop", "down": bool, "cluster_id",
+"stopping": bool}. It is there before anything is ended, with "stopping": true; false once all that could be reached has
+ended. Without an agent that answers, "stopping": true means that the end was begun and nobody knows how far it came. The
+next `daemon` without --asleep removes it.
 
 JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,

@@ -27,6 +27,7 @@ Verb = Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]
 
 class Server:
     """Listens, greets, and gives each request to its verb. hello: what the greeting says of this agent."""
+
     def __init__(self, path: str, hello: Mapping[str, Any], verbs: Mapping[str, Verb]) -> None:
         self._path = path
         self._hello = dict(hello)
@@ -44,6 +45,11 @@ class Server:
             self._server = await asyncio.start_unix_server(self._accept, path=self._path, limit=MAX_LINE_BYTES)
         finally:
             os.umask(mask)
+
+    @property
+    def connected(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
 
     async def close(self) -> None:
         if self._server is not None:

@@ -14,12 +14,15 @@ from .link import RankError
 from .merged import MergedReader
 from .server import Send, Verb
 
-__all__ = ["HeadVerbs", "Keeper", "worker_verbs"]
+__all__ = ["HeadVerbs", "Keeper", "only_reading", "worker_verbs"]
+
+_READING = frozenset({"info", "queue", "job", "wait", "logs", "log_files"})
 
 
 class Keeper:
     """What verbs need of the daemon. `touch` restarts the idle timer; `stop_all` ends the cluster; `leave` this process."""
 
+    asleep: bool
     started_at: float
     last_event: float
     autostop: Any
@@ -42,6 +45,7 @@ class Keeper:
 
 class HeadVerbs:
     """The head's verbs."""
+
     def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
         self._keeper = keeper
@@ -124,7 +128,7 @@ class HeadVerbs:
         until = None if timeout_s is None else time.monotonic() + float(timeout_s)
         changed = self._engine.listen(job.job_id)
         try:
-            while not job.is_terminal:
+            while not job.is_terminal and not self._keeper.asleep:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     break
@@ -145,7 +149,7 @@ class HeadVerbs:
         try:
             while True:
                 changed.clear()
-                over = job.is_terminal or not args.get("follow", True)
+                over = job.is_terminal or self._keeper.asleep or not args.get("follow", True)
                 items = reader.read()
                 if items:
                     await send(items)
@@ -208,12 +212,22 @@ def worker_verbs(config: AgentConfig, keeper: Keeper) -> Dict[str, Verb]:
     return {"info": info, "local_stop": _local_stop(keeper)}
 
 
+def only_reading(verbs: Mapping[str, Verb]) -> Dict[str, Verb]:
+    """The verbs of an agent that is asleep: those that change something are refused, kind "asleep"."""
+
+    async def refuse(args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        raise Refused("asleep", "the cluster is stopped; its agent only reads")
+
+    return {name: verb if name in _READING else refuse for name, verb in verbs.items()}
+
+
 def _who(config: AgentConfig, keeper: Keeper, now: float) -> Dict[str, Any]:
     return {
         "cluster": config.cluster,
         "cluster_id": config.cluster_id,
         "role": config.role,
         "pid": os.getpid(),
+        "asleep": keeper.asleep,
         "started_at": keeper.started_at,
         "now": now,
         "bundle": config.bundle,
