@@ -131,10 +131,11 @@ class AgentClient:
                 channel.cancel(replies.number)
 
     def close(self) -> None:
-        """Close the channel; a later request opens a new one."""
+        """Close the channel: requests under way fail, a later one opens a new channel."""
         with self._lock:
             channel, self._channel = self._channel, None
-        if channel is not None and self._pid == os.getpid():
+        if channel is not None:
+            channel.closed = True
             channel.close()
 
     def _open_channel(self) -> _Channel:
@@ -272,7 +273,10 @@ class _Replies:
 
 
 class _Channel:
-    """One open channel: a thread reads lines and hands each to the request that waits for it."""
+    """One open channel: a thread reads lines and hands each to the request that waits for it.
+
+    closed: the client's owner closed it, so nothing on it is to be asked again.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -282,6 +286,7 @@ class _Channel:
         self._pending: dict[int, _Replies] = {}
         self._greetings: queue.SimpleQueue[Message | _ChannelBroken] = queue.SimpleQueue()
         self._broken: str | None = None
+        self.closed = False
         self._reader = threading.Thread(target=self._read, name="skylib-agent-channel", daemon=True)
         self._reader.start()
 

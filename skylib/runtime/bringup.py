@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from skylib.catalog.accelerators import accelerator_name
-from skylib.errors import AgentError, AgentReplyError, BringUpError, SkyError, TransportError
+from skylib.errors import AgentReplyError, BringUpError, SkyError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, NodeRecord
 from skylib.models.node import Gpu, HostAddress, NodeFacts
@@ -43,6 +43,7 @@ from skylib.transport.fanout import fanout
 __all__ = ["Member", "Site", "StandingCluster", "Tools", "bring_up"]
 
 DAEMON_TIMEOUT_S = 60.0
+ENDING_S = 15.0  # how long a failed start waits for its other steps
 
 # $1 a log file, then a command: runs it so that it outlives this channel, and tells its end and last words.
 _DETACHED = """
@@ -134,7 +135,7 @@ def bring_up(site: Site, tools: Tools) -> StandingCluster:
     bundle = build_bundle()
     _deliver_files(site, nodes, ports, bundle, tools)
     with span(tools.events, "runtime.start", cluster=site.cluster, nodes=len(nodes)):
-        agent, ready = _start(site, nodes, ports, bundle, environments, tools)
+        agent, ready = _start(site, nodes, ports, tools)
     return StandingCluster(
         nodes=tuple(_record(member, node, ready) for member, node in zip(site.members, nodes, strict=True)),
         ray_port=ports.ray,
@@ -206,6 +207,7 @@ def _plan_nodes(site: Site, environments: Sequence[Environment]) -> list[NodePla
             cpus=member.cpus,
             memory_gib=member.memory_gib,
             gpus=member.gpus,
+            runtime_digest=environment.digest,
         )
         for member, environment in zip(site.members, environments, strict=True)
     ]
@@ -243,65 +245,81 @@ def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bund
 
 
 def _start(
-    site: Site,
-    nodes: Sequence[NodePlan],
-    ports: HeadPorts,
-    bundle: Bundle,
-    environments: Sequence[Environment],
-    tools: Tools,
+    site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, tools: Tools
 ) -> tuple[AgentClient, dict[str, Any]]:
-    """Ray and agents on all nodes at once. The agents import what they need while Ray comes up."""
-    head_transport = tools.transport(site.members[0].address)
-    agent = tools.agent(head_transport, nodes[0])
+    """Ray and agents on all nodes at once. The agents import what they need while Ray comes up.
+
+    After a failure no step begins anything, and those under way were waited for (ENDING_S): the caller may undo.
+    """
+    agent = tools.agent(tools.transport(site.members[0].address), nodes[0])
     race = Race()
     daemons = threading.Event()
+
+    def act(member: Member, command: Command, timeout_s: float) -> None:
+        transport = tools.transport(member.address)
+        race.check()
+        transport.run(command, timeout_s=timeout_s).check()
 
     def ray(member: Member, node: NodePlan) -> None:
         with span(tools.events, "runtime.ray_head" if node.rank == 0 else "runtime.ray_worker", node=member.host):
             command = _ray_command(site, nodes, member, ports)
-            tools.transport(member.address).run(_detached(command, f"{node.layout.sky}/ray_start.log")).check()
+            act(member, _detached(command, f"{node.layout.sky}/ray_start.log"), tools.timeout_s)
 
     def daemon(member: Member, node: NodePlan) -> None:
         with span(tools.events, "runtime.agent", node=member.host):
-            command = daemon_command(node.python, node.layout, site.cluster_id)
-            tools.transport(member.address).run(command, timeout_s=DAEMON_TIMEOUT_S).check()
+            act(member, daemon_command(node.python, node.layout, site.cluster_id), DAEMON_TIMEOUT_S)
         if node.rank == 0:
             daemons.set()
 
     def ready() -> dict[str, Any]:
         if not daemons.wait(DAEMON_TIMEOUT_S):
             raise BringUpError("the agent did not start", cluster=site.cluster, host=nodes[0].host, step="runtime.agent")
+        race.check()
         with span(tools.events, "runtime.ready", node=nodes[0].host):
             return agent.call("ready", answer_within_s=tools.timeout_s + 10, timeout_s=tools.timeout_s)
 
-    for member, node in zip(site.members, nodes, strict=True):
-        race.go(f"ray-{node.rank}", partial(_blame, ray, site, member, node, "runtime.ray"))
-        race.go(f"agent-{node.rank}", partial(_blame, daemon, site, member, node, "runtime.agent"))
-    race.go("ready", ready)
-    race.go("files", lambda: tools.while_starting(nodes))
+    def files() -> None:
+        race.check()
+        tools.while_starting(nodes)
+
     try:
+        for member, node in zip(site.members, nodes, strict=True):
+            race.go(f"ray-{node.rank}", partial(_blame, ray, site, member, node, "runtime.ray"))
+            race.go(f"agent-{node.rank}", partial(_blame, daemon, site, member, node, "runtime.agent"))
+        race.go("ready", ready)
+        race.go("files", files)
         return agent, race.until({"ready", "files"}, tools.timeout_s)["ready"]
-    except queue.Empty as empty:
-        agent.close()
-        raise BringUpError(
-            f"Ray did not have all {len(nodes)} nodes of {site.cluster!r} within {tools.timeout_s:g} s",
+    except BaseException as error:
+        race.stop()
+        with span(tools.events, "runtime.stop", cluster=site.cluster) as step:
+            daemons.set()
+            agent.close()
+            step.note(still_running=race.join(ENDING_S))
+        known = _failed_start(error, site, nodes, tools.timeout_s)
+        if known is error:
+            raise
+        raise known from error
+
+
+def _failed_start(error: BaseException, site: Site, nodes: Sequence[NodePlan], timeout_s: float) -> BaseException:
+    """What is told of a start that failed; most errors stay themselves."""
+    if isinstance(error, queue.Empty):
+        return BringUpError(
+            f"Ray did not have all {len(nodes)} nodes of {site.cluster!r} within {timeout_s:g} s",
             cluster=site.cluster,
             host=nodes[0].host,
             step="runtime.ready",
-        ) from empty
-    except AgentReplyError as error:
-        agent.close()
-        raise BringUpError(
+        )
+    if isinstance(error, AgentReplyError):
+        return BringUpError(
             f"cluster {site.cluster!r} did not come up: {error.message}",
             cluster=site.cluster,
             host=_first_missing(error, nodes),
             step="runtime.ready",
             evidence=getattr(error, "detail", None) or error.evidence,
             attempts=(error,),
-        ) from error
-    except (TransportError, AgentError, BringUpError):
-        agent.close()
-        raise
+        )
+    return error
 
 
 def _first_missing(error: AgentReplyError, nodes: Sequence[NodePlan]) -> str:
@@ -368,5 +386,6 @@ def _record(member: Member, node: NodePlan, ready: dict[str, Any]) -> NodeRecord
         memory_gib=node.memory_gib,
         gpus=member.gpus,
         price_per_hour=member.price_per_hour,
+        runtime_digest=node.runtime_digest,
         ray_node_id=str(seen.get(member.rank, {}).get("node_id", "")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from concurrent.futures import CancelledError
 
@@ -83,3 +84,53 @@ def test_interrupt_passes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         fanout(work, range(3))
+
+
+def test_an_interrupt_begins_nothing_more_and_waits_for_what_runs() -> None:
+    """After KeyboardInterrupt nothing new begins, and what was under way has ended."""
+    begun: list[int] = []
+    running, ended = threading.Event(), threading.Event()
+
+    def work(n: int) -> None:
+        begun.append(n)
+        if n == 0:
+            running.wait(10)
+            raise KeyboardInterrupt
+        running.set()
+        threading.Event().wait(0.1)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        fanout(work, range(50), limit=2)
+    assert ended.is_set()
+    count = len(begun)
+    assert count < 50
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("skylib-fanout")]
+
+
+def test_work_that_hangs_after_an_interrupt_does_not_hold_the_interpreter() -> None:
+    """The wait after an interrupt is bounded, and the threads are daemons."""
+    goes_on, running = threading.Event(), threading.Event()
+    daemons: list[bool] = []
+
+    def work(n: int) -> None:
+        if n == 0:
+            running.wait(10)
+            raise KeyboardInterrupt
+        daemons.append(threading.current_thread().daemon)
+        running.set()
+        goes_on.wait(30)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fanout(work, range(2), ending_s=0.01)
+        assert daemons == [True]
+    finally:
+        goes_on.set()
+
+
+def test_work_sees_the_callers_context() -> None:
+    """A context variable that the caller set is seen in every thread."""
+    seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
+    seen.set("launch")
+    assert [outcome.get() for outcome in fanout(lambda n: seen.get(), range(4))] == ["launch"] * 4
