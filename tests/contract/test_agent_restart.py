@@ -236,11 +236,39 @@ def test_an_idle_cluster_stops_by_itself(tmp_path: Path) -> None:
     stopped = Path(agent.head.sky, "stopped.json")
     assert not stopped.exists()
     until(stopped.exists)
-    record = json.loads(stopped.read_text())
-    assert (record["reason"], record["down"]) == ("autostop", True)
+    record = until(lambda: (said := json.loads(stopped.read_text()))["stopping"] is False and said)
+    assert (record["reason"], record["down"], record["cluster_id"]) == ("autostop", True, agent.head.cluster_id)
     assert not carrying(own().values(), {"SKYPILOT_TASK_ID": task})
     until(lambda: not os.path.exists(agent.head.socket))
     agent.close()
+
+
+def test_a_stop_is_written_down_before_it_is_made(agent: InProcessAgent) -> None:
+    """An agent that dies on the way leaves the record, with the cluster's id and that the end was begun."""
+    client = connect(agent)
+    deaf = "(trap '' TERM; touch deaf; while :; do sleep 1; done) & until [ -e deaf ]; do sleep 0.01; done"
+    job = client.done(client.submit(deaf))
+    client.call("autostop", idle_minutes=0.001, down=True)
+    stopped = Path(agent.head.sky, "stopped.json")
+    until(stopped.exists)
+    assert carrying(own().values(), {"SKYPILOT_TASK_ID": job["task_id"]})
+    record = json.loads(stopped.read_text())
+    assert (record["cluster_id"], record["down"], record["stopping"]) == (agent.head.cluster_id, True, True)
+    until(lambda: not os.path.exists(agent.head.socket))
+
+
+def test_a_stop_that_cannot_be_written_down_waits(agent: InProcessAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is ended until the record is there; jobs are still accepted."""
+    client = connect(agent)
+    stopped = Path(agent.head.sky, "stopped.json")
+    stopped.mkdir()
+    client.call("autostop", idle_minutes=0.001)
+    until(lambda: "in the daemon's timer" in caplog.text)
+    assert client.call("info")["stopping"] is False
+    assert client.done(client.submit("true"))["status"] == "SUCCEEDED"
+    stopped.rmdir()
+    until(lambda: not os.path.exists(agent.head.socket))
+    assert json.loads(stopped.read_text())["stopping"] is False
 
 
 def test_autostop_is_remembered_and_can_be_taken_back(agent: InProcessAgent) -> None:

@@ -168,12 +168,16 @@ class DirectRanks(Ranks):
 
 
 class InProcessAgent:
-    """The head's agent in a thread, on nodes without Ray. May be stopped and begun anew on the same folders."""
+    """The head's agent in a thread, on nodes without Ray. May be stopped and begun anew on the same folders.
+
+    options: of Daemon, for its next beginnings.
+    """
 
     def __init__(self, folders: NodeFolders) -> None:
         self.folders = folders
         self.configs = folders.write()
         self.head = self.configs[0]
+        self.options: dict[str, Any] = {}
         self.ranks: DirectRanks
         self._daemon: Daemon
         self._loop: asyncio.AbstractEventLoop
@@ -185,7 +189,7 @@ class InProcessAgent:
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
             self.ranks = DirectRanks(self.configs)
-            self._daemon = Daemon(self.head, self.ranks)
+            self._daemon = Daemon(self.head, self.ranks, **self.options)
             await self._daemon.run(listening.set)
 
         self._thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
@@ -309,8 +313,8 @@ class AgentSaid(Exception):
         self.kind = error["kind"]
 
 
-def run_daemon(python: str, config: AgentConfig, *, environ: Mapping[str, str] | None = None) -> None:
+def run_daemon(python: str, config: AgentConfig, *flags: str, environ: Mapping[str, str] | None = None) -> None:
     """Starts the real daemon; returns when its socket accepts."""
-    argv = [python, config.bundle_of(config.me), "daemon", "--config", config.path]
+    argv = [python, config.bundle_of(config.me), "daemon", "--config", config.path, *flags]
     done = subprocess.run(argv, capture_output=True, timeout=60, env={**os.environ, **(environ or {})}, check=False)
     assert done.returncode == 0, done.stderr.decode() + Path(config.log_file).read_text()

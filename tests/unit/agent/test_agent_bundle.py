@@ -80,3 +80,17 @@ def test_end_on_a_python_of_old(tmp_path: Path) -> None:
     assert process.wait(5) == -15
     second = subprocess.run(argv, capture_output=True, timeout=30, check=True)
     assert json.loads(second.stdout) == {"ended": [], "survivors": [], "ports_closed": []}
+
+
+def test_end_leaves_another_cluster_alone(tmp_path: Path) -> None:
+    """With an id that is not the configuration's it prints {} and touches nothing; with its own it ends all."""
+    folders = NodeFolders(tmp_path, count=1)
+    config = folders.write()[0]
+    environ = {**os.environ, "SKYLIB_CLUSTER_ID": folders.cluster_id}
+    argv = [sys.executable, "-S", "-E", config.bundle_of(config.me), "end", "--config", config.path, "--cluster-id"]
+    with subprocess.Popen(["sleep", "60"], env=environ) as process:
+        other = subprocess.run([*argv, "another"], capture_output=True, timeout=30, check=True)
+        assert json.loads(other.stdout) == {}
+        assert process.poll() is None
+        ours = subprocess.run([*argv, folders.cluster_id], capture_output=True, timeout=30, check=True)
+        assert json.loads(ours.stdout)["ended"] == [process.pid]
