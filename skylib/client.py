@@ -11,12 +11,13 @@ from skylib.errors import InvalidSpecError
 from skylib.events import EventSink
 from skylib.handles import Cluster, Job
 from skylib.jobs.polling import Cancelled
+from skylib.jobs.submit import Submitted
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord, LogLine
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus
 from skylib.models.task import Task
-from skylib.ops import execute, launch, lifecycle, planning, status
+from skylib.ops import execute, joblogs, launch, lifecycle, planning, status
 from skylib.session import Session
 
 __all__ = ["Client"]
@@ -81,7 +82,7 @@ class Client:
             timeout_s=timeout_s,
         )
         name, done = launch.launch(self._session, task, cluster_name, options)
-        return Job(self.home, name, done.job_id, adopted=done.adopted, session=self._session)
+        return self._job(name, done)
 
     def exec(self, task_or_command: Task | str, cluster_name: str, *, key: str | None = None) -> Job:
         """Queue a job on a cluster that is UP: the workdir is brought up to date, setup is not run.
@@ -89,7 +90,7 @@ class Client:
         Raises ClusterNotFound, ClusterNotUp, InvalidSpecError, StagingError, AgentError, TransportError.
         """
         done = execute.exec_(self._session, task_or_command, cluster_name, key=key)
-        return Job(self.home, cluster_name, done.job_id, adopted=done.adopted, session=self._session)
+        return self._job(cluster_name, done)
 
     def plan(self, task: Task, cluster_name: str | None = None) -> Plan:
         """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that."""
@@ -130,8 +131,7 @@ class Client:
 
     def job(self, name: str, job_id: int) -> Job:
         """A handle. Raises JobNotFound, ClusterNotFound."""
-        found = execute.job(self._session, name, job_id)
-        return Job(self.home, name, found.job_id, session=self._session)
+        return Cluster(self.home, name, session=self._session).job(job_id)
 
     def cancel(self, name: str, job_ids: int | Sequence[int] | None = None, *, all: bool = False) -> list[Cancelled]:
         """End jobs and every process of theirs on all nodes; neither ids nor all: the newest running one."""
@@ -142,12 +142,12 @@ class Client:
 
     def tail_logs(self, name: str, job_id: int | None = None, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
         """Lines of a job's log (None: the newest job) as they come, until it has ended. Stopping to read ends nothing."""
-        return execute.tail_logs(self._session, name, job_id, follow=follow, offset=offset)
+        return joblogs.tail_logs(self._session, name, job_id, follow=follow, offset=offset)
 
     def download_logs(self, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
         """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""
         wanted = [job_ids] if isinstance(job_ids, int) else job_ids
-        return execute.download_logs(self._session, name, wanted)
+        return joblogs.download_logs(self._session, name, wanted)
 
     def check(self) -> list[InfraStatus]:
         """Every infra that is configured, whether nodes can be had there, and what is wrong with which host."""
@@ -156,6 +156,9 @@ class Client:
     def close(self) -> None:
         """Close connections. The client can be used again."""
         self._session.close()
+
+    def _job(self, name: str, done: Submitted) -> Job:
+        return Job(self.home, name, done.job_id, cluster_id=done.cluster_id, adopted=done.adopted, session=self._session)
 
     def __enter__(self) -> Client:
         return self

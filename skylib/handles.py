@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from skylib.errors import InvalidSpecError
 from skylib.jobs.polling import Cancelled
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord, JobStatus, LogLine
 from skylib.models.task import Task
-from skylib.ops import execute, status
+from skylib.ops import execute, joblogs, status
+from skylib.ops.lives import life_of
 from skylib.ops.nodes import run_on_all, ssh_command
 from skylib.session import Session
 from skylib.transport.base import Completed
@@ -43,20 +46,28 @@ class _Handle:
 
 
 class Job(_Handle):
-    """One job of one cluster."""
+    """One job of one cluster. cluster_id: of the life of the cluster's name that it belongs to."""
 
-    __slots__ = ("adopted", "id")
+    __slots__ = ("adopted", "cluster_id", "id")
 
     def __init__(
-        self, home: str | Path, cluster_name: str, job_id: int, *, adopted: bool = False, session: Session | None = None
+        self,
+        home: str | Path,
+        cluster_name: str,
+        job_id: int,
+        *,
+        cluster_id: str | None = None,
+        adopted: bool = False,
+        session: Session | None = None,
     ) -> None:
         super().__init__(home, cluster_name, session)
         self.id = job_id
+        self.cluster_id = cluster_id
         self.adopted = adopted
 
     def record(self) -> JobRecord:
-        """The job as it is now; as it was seen last, when the cluster is gone. Raises JobNotFound."""
-        return execute.job(self._open(), self.cluster_name, self.id)
+        """The job as it is now; as it was seen last, when the cluster is stopped or gone. Raises JobNotFound."""
+        return execute.job(self._open(), self.cluster_name, self.id, cluster_id=self.cluster_id)
 
     def status(self) -> JobStatus:
         """Its status now."""
@@ -64,46 +75,78 @@ class Job(_Handle):
 
     def wait(self, timeout_s: float | None = None, *, check: bool = True) -> JobRecord:
         """Block until it has ended. Raises JobFailed when `check` and it did not succeed; TransportTimeout."""
-        return execute.wait(self._open(), self.cluster_name, self.id, timeout_s=timeout_s, check=check)
+        session = self._open()
+        return execute.wait(
+            session, self.cluster_name, self.id, timeout_s=timeout_s, check=check, cluster_id=self.cluster_id
+        )
 
     def logs(self, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
         """Lines as they come, until it has ended; resumable at any line's next_offset."""
-        return execute.tail_logs(self._open(), self.cluster_name, self.id, follow=follow, offset=offset)
+        session = self._open()
+        return joblogs.tail_logs(
+            session, self.cluster_name, self.id, follow=follow, offset=offset, cluster_id=self.cluster_id
+        )
 
     def cancel(self) -> Cancelled | None:
         """End all its processes on all nodes; None when it had ended before."""
-        done = execute.cancel(self._open(), self.cluster_name, [self.id])
+        done = execute.cancel(self._open(), self.cluster_name, [self.id], cluster_id=self.cluster_id)
         return done[0] if done else None
 
     def to_json(self) -> str:
         """A recipe for the same handle elsewhere."""
         return json.dumps(
-            {"home": self._home, "cluster_name": self.cluster_name, "job_id": self.id, "adopted": self.adopted}
+            {
+                "home": self._home,
+                "cluster_name": self.cluster_name,
+                "cluster_id": self.cluster_id,
+                "job_id": self.id,
+                "adopted": self.adopted,
+            }
         )
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """The handle that `to_json` described."""
-        recipe = json.loads(text)
-        return cls(recipe["home"], recipe["cluster_name"], recipe["job_id"], adopted=bool(recipe.get("adopted")))
+        """The handle that `to_json` described. Raises InvalidSpecError for another text."""
+        recipe = _recipe(text, ("home", "cluster_name", "job_id"))
+        return _job(
+            recipe["home"],
+            recipe["cluster_name"],
+            recipe["job_id"],
+            recipe.get("cluster_id"),
+            bool(recipe.get("adopted")),
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _job, (self._home, self.cluster_name, self.id, self.adopted)
+        return _job, (self._home, self.cluster_name, self.id, self.cluster_id, self.adopted)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Job):
             return NotImplemented
-        return (self._home, self.cluster_name, self.id) == (other._home, other.cluster_name, other.id)
+        return self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((self._home, self.cluster_name, self.id))
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[object, ...]:
+        return self._home, self.cluster_name, self.cluster_id, self.id
 
     def __repr__(self) -> str:
         return f"Job(cluster={self.cluster_name!r}, id={self.id})"
 
 
-def _job(home: str, cluster_name: str, job_id: int, adopted: bool) -> Job:
-    return Job(home, cluster_name, job_id, adopted=adopted)
+def _job(home: str, cluster_name: str, job_id: int, cluster_id: str | None, adopted: bool) -> Job:
+    return Job(home, cluster_name, job_id, cluster_id=cluster_id, adopted=adopted)
+
+
+def _recipe(text: str, wanted: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        recipe = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise InvalidSpecError(f"this is not the JSON of a handle: {error}", field="text") from error
+    missing = [name for name in wanted if not isinstance(recipe, dict) or name not in recipe]
+    if missing:
+        raise InvalidSpecError(f"this JSON of a handle lacks {', '.join(missing)}", field="text")
+    return dict(recipe)
 
 
 class Cluster(_Handle):
@@ -129,13 +172,22 @@ class Cluster(_Handle):
 
     def job(self, job_id: int) -> Job:
         """A handle on one of its jobs. Raises JobNotFound."""
-        found = execute.job(self._open(), self.cluster_name, job_id)
-        return Job(self._home, self.cluster_name, found.job_id, session=self._session)
+        session = self._open()
+        found = execute.job(session, self.cluster_name, job_id)
+        life = life_of(session, self.cluster_name).cluster_id
+        return Job(self._home, self.cluster_name, found.job_id, cluster_id=life, session=session)
 
     def exec(self, task_or_command: Task | str, *, key: str | None = None) -> Job:
         """Submit a task or a command line; no provisioning, no setup."""
         done = execute.exec_(self._open(), task_or_command, self.cluster_name, key=key)
-        return Job(self._home, self.cluster_name, done.job_id, adopted=done.adopted, session=self._session)
+        return Job(
+            self._home,
+            self.cluster_name,
+            done.job_id,
+            cluster_id=done.cluster_id,
+            adopted=done.adopted,
+            session=self._session,
+        )
 
     def run(self, command: str, *, timeout_s: float | None = None) -> tuple[Completed, ...]:
         """Run a shell line at once on every node, past the queue; one Completed per node, in rank order."""
@@ -151,8 +203,8 @@ class Cluster(_Handle):
 
     @classmethod
     def from_json(cls, text: str) -> Cluster:
-        """The handle that `to_json` described."""
-        recipe = json.loads(text)
+        """The handle that `to_json` described. Raises InvalidSpecError for another text."""
+        recipe = _recipe(text, ("home", "cluster_name"))
         return cls(recipe["home"], recipe["cluster_name"])
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -144,13 +144,14 @@ class Session:
 
         return ensure
 
-    def provider_context(self, events: EventSink, cluster: str | None = None) -> ProviderContext:
-        """What providers work with, with the hosts that are held now."""
+    def provider_context(self, events: EventSink, record: ClusterRecord | None = None) -> ProviderContext:
+        """What providers work with, with the hosts that are held now. record: the cluster that it is for."""
         return ProviderContext(
             home=self.home,
             transports=self.transport,
             claims=self.store.claims(),
-            cluster_name=cluster,
+            cluster_name=record.name if record is not None else None,
+            cluster_id=record.cluster_id if record is not None else None,
             events=events,
             max_at_once=self.config.ssh.parallel,
         )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import attrs
 
 from skylib.errors import AgentError, AgentReplyError, JobFailed, JobNotFound, TransportError, TransportTimeout
+from skylib.jobs.submit import OWN_KEY
 from skylib.models.job import JobRecord, JobStatus
 from skylib.runtime.agent_client import AgentClient
 
-__all__ = ["Cancelled", "cancel", "job", "queue", "raise_unless_succeeded", "wait"]
+__all__ = ["Cancelled", "cancel", "job", "queue", "raise_not_found", "raise_unless_succeeded", "wait"]
 
 PATIENCE_S = 120.0
 LONG_POLL_S = 30.0
+ANSWER_S = 10.0
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +40,7 @@ def job(agent: AgentClient, cluster: str, job_id: int | None) -> JobRecord:
     try:
         return _record(cluster, agent.call("job", job_id=job_id)["job"])
     except AgentReplyError as error:
-        raise _not_found(error, cluster, job_id) from error
+        raise_not_found(error, cluster, job_id)
 
 
 def wait(agent: AgentClient, cluster: str, job_id: int, *, timeout_s: float | None = None) -> JobRecord:
@@ -47,35 +50,38 @@ def wait(agent: AgentClient, cluster: str, job_id: int, *, timeout_s: float | No
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     broken_since: float | None = None
+    seen = "not known to have ended"
     pause_s = 0.2
     while True:
         left_s = LONG_POLL_S if deadline is None else min(LONG_POLL_S, max(0.0, deadline - time.monotonic()))
+        cause: Exception | None = None
         try:
-            answer = agent.call("wait", answer_within_s=left_s + 30.0, job_id=job_id, timeout_s=left_s)
+            answer = agent.call("wait", answer_within_s=left_s + ANSWER_S, job_id=job_id, timeout_s=left_s)
         except AgentReplyError as error:
-            raise _not_found(error, cluster, job_id) from error
-        except (AgentError, TransportError):
+            raise_not_found(error, cluster, job_id)
+        except (AgentError, TransportError) as error:
             now = time.monotonic()
             broken_since = broken_since or now
-            out_of_time = deadline is not None and now >= deadline
-            if out_of_time or now - broken_since > PATIENCE_S:
+            if not error.retryable or now - broken_since > PATIENCE_S:
                 raise
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, 5.0)
-            continue
-        broken_since, pause_s = None, 0.2
-        record = _record(cluster, answer["job"])
-        if record.status.is_terminal:
-            return record
+            cause = error
+        else:
+            broken_since, pause_s = None, 0.2
+            record = _record(cluster, answer["job"])
+            if record.status.is_terminal:
+                return record
+            seen = f"still {record.status.value}"
         if deadline is not None and time.monotonic() >= deadline:
             raise TransportTimeout(
-                f"job {job_id} of cluster {cluster!r} is still {record.status.value} after {timeout_s:g} s",
+                f"job {job_id} of cluster {cluster!r} is {seen} after {timeout_s:g} s",
                 cluster=cluster,
                 job_id=job_id,
-                status=record.status,
                 timeout_s=timeout_s,
                 hint="the job goes on; wait again, or job.cancel()",
-            )
+            ) from cause
+        if cause is not None:
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
 
 
 def raise_unless_succeeded(record: JobRecord) -> JobRecord:
@@ -98,9 +104,10 @@ def raise_unless_succeeded(record: JobRecord) -> JobRecord:
 def cancel(agent: AgentClient, cluster: str, job_ids: Sequence[int] | None, *, all_jobs: bool) -> list[Cancelled]:
     """End jobs with all their processes; neither ids nor all means the newest running one. Raises JobNotFound."""
     try:
-        answer = agent.call("cancel", answer_within_s=120.0, job_ids=list(job_ids or ()), all=all_jobs)
+        named = bool(job_ids) or all_jobs  # "the newest running one" is another job the second time
+        answer = agent.call("cancel", answer_within_s=120.0, repeatable=named, job_ids=list(job_ids or ()), all=all_jobs)
     except AgentReplyError as error:
-        raise _not_found(error, cluster, list(job_ids or ())) from error
+        raise_not_found(error, cluster, list(job_ids or ()))
     return [
         Cancelled(job_id=entry["job_id"], ended=tuple(entry["ended"]), survivors=tuple(entry["survivors"]))
         for entry in answer["cancelled"]
@@ -108,15 +115,17 @@ def cancel(agent: AgentClient, cluster: str, job_ids: Sequence[int] | None, *, a
 
 
 def _record(cluster: str, entry: dict[str, object]) -> JobRecord:
-    return JobRecord.from_json({**entry, "cluster_name": cluster})
+    key = str(entry.get("key") or "")
+    return JobRecord.from_json({**entry, "cluster_name": cluster, "key": "" if key.startswith(OWN_KEY) else key})
 
 
-def _not_found(error: AgentReplyError, cluster: str, job_id: object) -> Exception:
-    if getattr(error, "kind", "") != "not_found":
-        return error
-    return JobNotFound(
+def raise_not_found(error: AgentReplyError, cluster: str, job_id: object) -> NoReturn:
+    """The agent's "not found" as JobNotFound, any other refusal as it is."""
+    if error.kind != "not_found":
+        raise error
+    raise JobNotFound(
         f"cluster {cluster!r} has no such job: {error.message}",
         cluster=cluster,
         job_id=job_id,
         hint=f"client.queue({cluster!r}) lists its jobs",
-    )
+    ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,12 @@ from skylib.models.accelerators import Accelerator
 from skylib.models.cluster import ClusterRecord
 from skylib.models.resources import Resources
 from skylib.models.task import Task
+from skylib.optimizer.fit import fits_cluster
 from skylib.runtime.agent_client import AgentClient
 
-__all__ = ["Submitted", "demand_of", "job_spec", "setup_hash", "submit"]
+__all__ = ["OWN_KEY", "Submitted", "demand_of", "job_spec", "setup_hash", "submit"]
 
+OWN_KEY = "~"  # begins a key that the user did not give: with one, a submit can be asked twice when its channel breaks
 DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none (facts: jobs)
 
 
@@ -26,17 +29,24 @@ DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none (facts: jobs)
 class Submitted:
     """The agent's word that it has the job. adopted: the key was known; this is the job submitted with it before."""
 
+    cluster_id: str
     job_id: int
     task_id: str
     adopted: bool = False
 
 
-def demand_of(resources: Resources, cluster: ClusterRecord) -> dict[str, object]:
-    """What one rank reserves on its node. accelerators: by the name that the cluster's own devices have."""
-    wanted = resources.candidates()[0]
+def demand_of(resources: Resources, cluster: ClusterRecord, num_nodes: int = 1) -> dict[str, object]:
+    """What one rank reserves on its node, by the first candidate that the cluster can serve.
+
+    accelerators: by the name that the cluster's own devices have. Memory is at most what the smallest node has: a
+    machine is sold with a little more than its kernel can give.
+    """
+    candidates = resources.candidates()
+    wanted = next((each for each in candidates if not fits_cluster(cluster, each, num_nodes)), candidates[0])
     demand: dict[str, object] = {"CPU": wanted.cpus.value if wanted.cpus else DEFAULT_CPUS}
     if wanted.memory is not None and not wanted.memory.ratio:
-        demand["memory_gib"] = wanted.memory.value
+        least = min((node.memory_gib for node in cluster.nodes if node.memory_gib), default=wanted.memory.value)
+        demand["memory_gib"] = min(wanted.memory.value, least)
     accelerator = wanted.accelerator
     if accelerator is not None:
         demand["GPU"] = accelerator.count
@@ -84,10 +94,10 @@ def job_spec(
         "run": task.run or "",
         "setup": (task.setup or "") if setup else "",
         "num_nodes": task.num_nodes,
-        "demand": demand_of(task.resources, cluster),
+        "demand": demand_of(task.resources, cluster, task.num_nodes),
         "envs": dict(task.envs),
         "secrets": _revealed(task.secrets),
-        "key": key,
+        "key": key or f"{OWN_KEY}{uuid.uuid4().hex}",
         "setup_hash": setup_digest if setup else "",
         "skip_setup_if_done": skip_setup_if_done,
         "setup_all_nodes": setup,
@@ -100,16 +110,15 @@ def job_spec(
 def submit(agent: AgentClient, spec: Mapping[str, object], cluster: ClusterRecord) -> Submitted:
     """Put the job into the queue. Raises InvalidSpecError when the cluster can never run it, ClusterNotUp when it stops."""
     try:
-        answer: dict[str, Any] = agent.call("submit", job=dict(spec))
+        answer: dict[str, Any] = agent.call("submit", repeatable=True, job=dict(spec))
     except AgentReplyError as error:
-        kind = getattr(error, "kind", "")
-        if kind == "impossible":
+        if error.kind == "impossible":
             raise InvalidSpecError(
                 f"cluster {cluster.name!r} can never run this job: {error.message}",
                 field="resources",
                 cluster=cluster.name,
             ) from error
-        if kind == "stopping":
+        if error.kind == "stopping":
             raise ClusterNotUp(
                 f"cluster {cluster.name!r} is stopping",
                 cluster=cluster.name,
@@ -117,7 +126,12 @@ def submit(agent: AgentClient, spec: Mapping[str, object], cluster: ClusterRecor
                 hint=f"client.start({cluster.name!r}) when it has stopped",
             ) from error
         raise
-    return Submitted(job_id=answer["job_id"], task_id=answer.get("task_id", ""), adopted=bool(answer.get("adopted")))
+    return Submitted(
+        cluster_id=cluster.cluster_id,
+        job_id=answer["job_id"],
+        task_id=answer.get("task_id", ""),
+        adopted=bool(answer.get("adopted")) and not str(spec.get("key") or "").startswith(OWN_KEY),
+    )
 
 
 def _revealed(secrets: Mapping[str, object]) -> dict[str, str]:

@@ -52,7 +52,8 @@ class AutostopRecord:
 class NodeRecord:
     """One node of a cluster. rank 0 is the head. host: the provider's name for the machine.
 
-    root: what `$HOME` is there (absolute). internal_ip: where the other nodes reach it. ray_node_id: of our internal Ray.
+    root: what `$HOME` is there (absolute). internal_ip: where the other nodes reach it. ray_node_id: of our internal
+    Ray. runtime_digest: of the private environment.
     """
 
     rank: int
@@ -68,6 +69,7 @@ class NodeRecord:
     gpus: tuple[Gpu, ...] = ()
     price_per_hour: float | None = None
     ray_node_id: str = ""
+    runtime_digest: str = ""
 
     def to_json(self) -> dict[str, object]:
         return {**attrs.asdict(self), "address": self.address.to_json()}

@@ -7,25 +7,23 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
-from skylib.errors import AgentError, ProvisionError, SkyError, TransportError
+from skylib.errors import ProvisionError, SkyError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.offer import Offer
 from skylib.models.task import Task
+from skylib.ops.cleanup import take_away
 from skylib.optimizer.rank import Placement, rank
-from skylib.providers.base import ProviderContext
+from skylib.providers.base import NodeMaker, NodeSpec, ProviderContext
 from skylib.runtime.bringup import Member, Site, StandingCluster, Tools, bring_up
 from skylib.runtime.layout import ENV_NAME
 from skylib.runtime.preflight import choose_temp_dir
-from skylib.runtime.teardown import end_node, release_node
 from skylib.session import Session
-from skylib.transport.fanout import fanout
 
-__all__ = ["choose", "make", "revive", "take_away"]
+__all__ = ["bring_up_again", "choose", "make"]
 
 Beside = Callable[[Sequence[tuple[HostAddress, str]]], None]
-REVIVE_CHECK_S = 5.0
 
 
 def choose(session: Session, task: Task, context: ProviderContext, *, only: Sequence[Offer] | None = None) -> Placement:
@@ -60,32 +58,33 @@ def make(
     Raises NoCapacityError when a host was taken meanwhile, PreflightError, BringUpError, StagingError, TransportError.
     """
     now = session.clock()
-    cluster_id = str(uuid.uuid4())
-    members = tuple(
-        _member(session, name, number, offer, context.probes.facts(offer.address), cluster_id)
-        for number, offer in enumerate(placement.chosen)
-    )
     record = ClusterRecord(
         name=name,
-        cluster_id=cluster_id,
+        cluster_id=str(uuid.uuid4()),
         status=ClusterStatus.INIT,
         status_since=now,
         infra=placement.infra,
-        num_nodes=len(members),
+        num_nodes=len(placement.chosen),
         launched_at=now,
-        nodes=_planned(members),
         resources=task.resources.to_plain(),
         autostop=autostop,
         owner=session.user_hash,
         last_use="launch",
     )
-    intent = session.store.begin_intent("launch", name, {"cluster_id": cluster_id})
+    intent = session.store.begin_intent("launch", name, {"cluster_id": record.cluster_id})
     begun = False
     try:
-        session.store.begin_launch(record)
+        record = session.store.begin_launch(record)
         begun = True
-        hosts = sorted({member.host for member in members})
-        session.store.claim_hosts(placement.infra, hosts, name, cluster_id, now)
+        hosts = sorted({offer.host for offer in placement.chosen})
+        session.store.claim_hosts(placement.infra, hosts, name, record.cluster_id, now)
+        addresses = _create(session, record, placement, context)
+        members = tuple(
+            _member(session, name, number, offer, address, context.probes.facts(address))
+            for number, (offer, address) in enumerate(zip(placement.chosen, addresses, strict=True))
+        )
+        record = attrs.evolve(record, nodes=_planned(members))
+        session.store.save_cluster(record)
         return _bring_up(session, record, members, context.events, beside=beside, timeout_s=timeout_s)
     except BaseException as error:
         if begun:
@@ -97,52 +96,21 @@ def make(
         session.store.settle_intent(intent, "settled")
 
 
-def revive(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
-    """Bring a known cluster up on its own hosts; one that answers as it should is left alone.
-
-    A cluster of which some part is missing is ended and brought up anew: its jobs end. Raises BringUpError,
-    PreflightError, TransportError; the cluster is then INIT, its hosts still held.
-    """
-    if record.status is not ClusterStatus.STOPPED and _answers(session, record, events):
-        return _settle_up(session, record)
-    intent = session.store.begin_intent("start", record.name, {"cluster_id": record.cluster_id})
-    try:
-        _end_all(session, record, events)
-        session.store.settle(record.name, ClusterStatus.INIT, at=session.clock(), cluster_id=record.cluster_id)
-        context = session.provider_context(events)
-        members = tuple(_known_member(node, context.probes.facts(node.address)) for node in record.nodes)
-        timeout_s = session.config.provision.timeout_s
-        return _bring_up(session, record, members, events, beside=lambda nodes: None, timeout_s=timeout_s)
-    finally:
-        session.store.settle_intent(intent, "settled")
+def _create(session: Session, record: ClusterRecord, placement: Placement, context: ProviderContext) -> list[HostAddress]:
+    """How to reach the machines, made if their provider makes any. Raises NoCapacityError."""
+    provider = session.providers.of(placement.infra)[0]
+    if not isinstance(provider, NodeMaker):
+        return [offer.address for offer in placement.chosen]
+    spec = NodeSpec(cluster_name=record.name, cluster_id=record.cluster_id, infra=placement.infra, offers=placement.chosen)
+    return [handle.address for handle in provider.create(spec, context)]
 
 
-def take_away(session: Session, record: ClusterRecord, events: EventSink, *, touched: bool = True) -> tuple[str, ...]:
-    """Take away a cluster that nobody wants (a launch that failed or died, one that gave itself up); what could not be
-    taken away, in words.
-
-
-    The record and the claims go when every node is clean; else they stay, as INIT, for client.down().
-    """
-    problems: list[str] = []
-    if touched:
-        with span(events, "provision.undo", cluster=record.name):
-            session.forget_agent(record.cluster_id)
-            local = record.infra == "local"
-
-            def clean(node: NodeRecord) -> str:
-                transport = session.transport(node.address)
-                ended = end_node(transport, node)
-                gone = release_node(transport, node, cluster_id=record.cluster_id, local=local)
-                return "; ".join([*ended.leftovers, *gone.leftovers, *filter(None, {ended.error, gone.error})])
-
-            for outcome in fanout(clean, record.nodes):
-                found = outcome.value if outcome.error is None else str(outcome.error)
-                if found:
-                    problems.append(f"{outcome.item.host}: {found}")
-    if not problems:
-        session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id)
-    return tuple(problems)
+def bring_up_again(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
+    """Bring a known cluster, of which nothing runs, up on its own hosts. Raises as `make`; nothing is undone."""
+    context = session.provider_context(events, record)
+    members = tuple(_known_member(node, context.probes.facts(node.address)) for node in record.nodes)
+    timeout_s = session.config.provision.timeout_s
+    return _bring_up(session, record, members, events, beside=lambda nodes: None, timeout_s=timeout_s)
 
 
 def _touched(error: BaseException) -> bool:
@@ -195,34 +163,18 @@ def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluste
     return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id, **changes)
 
 
-def _answers(session: Session, record: ClusterRecord, events: EventSink) -> bool:
-    with span(events, "provision.look", cluster=record.name) as step:
-        try:
-            session.agent(record).call("ready", answer_within_s=REVIVE_CHECK_S + 10, timeout_s=REVIVE_CHECK_S)
-        except (AgentError, TransportError) as error:
-            step.note(missing=error.message)
-            return False
-        return True
-
-
-def _end_all(session: Session, record: ClusterRecord, events: EventSink) -> None:
-    session.forget_agent(record.cluster_id)
-    with span(events, "provision.end_rest", cluster=record.name):
-        for outcome in fanout(lambda node: end_node(session.transport(node.address), node), record.nodes):
-            if outcome.error is not None:
-                raise outcome.error
-
-
-def _member(session: Session, cluster: str, number: int, offer: Offer, facts: NodeFacts, cluster_id: str) -> Member:
-    local = offer.address.kind == "local"
+def _member(
+    session: Session, cluster: str, number: int, offer: Offer, address: HostAddress, facts: NodeFacts
+) -> Member:
+    local = address.kind == "local"
     root = str(session.home.local_node(cluster) / f"rank{number}") if local else facts.home
     env = str(session.home.runtime / ENV_NAME) if local else f"{facts.home}/{ENV_NAME}"
     return Member(
         rank=number,
         host=offer.host,
-        address=offer.address,
+        address=address,
         facts=facts,
-        ip=_reachable_ip(facts, offer.address),
+        ip=_reachable_ip(facts, address),
         root=root,
         env=env,
         cpus=offer.cpus,

@@ -11,9 +11,8 @@ from skylib.errors import AgentError, AgentVersionError, ClusterBusy, TransportE
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
-from skylib.ops.execute import bring_logs_home
-from skylib.ops.lifecycle import end_everywhere
-from skylib.ops.provision import take_away
+from skylib.ops.cleanup import end_everywhere, take_away
+from skylib.ops.joblogs import bring_logs_home
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
@@ -80,40 +79,51 @@ def status(session: Session, names: Iterable[str] | None = None, *, refresh_firs
 
 
 def refresh(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord | None:
-    """Ask the cluster and settle what it says; None when it released itself (autostop with down)."""
+    """Ask the cluster and settle what it says; None when it released itself (autostop with down).
+
+    A cluster that an operation is on is left to that; what is settled is settled under the cluster's lock.
+    """
     if record.status is ClusterStatus.STOPPED or not record.nodes:
         return record
-    if session.store.open_intents(record.name):
-        return record  # an operation is on it, or died on it: its next verb sees to that
     seen = _look(session, record)
+    if seen is None:
+        return record
     found = next_status(record.status, record.num_nodes, seen)
     if found is record.status:
         return record
-    if found is None or found is ClusterStatus.STOPPED:
-        return _settle_stopped(session, record, found, events)
-    return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+    try:
+        with session.hold(record.name, "status", 0.0):
+            now = session.store.cluster(record.name)
+            if now is None or (now.cluster_id, now.status, now.status_since) != _mark(record):
+                return now  # it changed while we looked
+            if found is None or found is ClusterStatus.STOPPED:
+                return _settle_stopped(session, record, found, events)
+            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+    except ClusterBusy:
+        return session.store.cluster(record.name)
+
+
+def _mark(record: ClusterRecord) -> tuple[str, ClusterStatus, float]:
+    return record.cluster_id, record.status, record.status_since
 
 
 def _settle_stopped(
     session: Session, record: ClusterRecord, found: ClusterStatus | None, events: EventSink
 ) -> ClusterRecord | None:
     """The cluster stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released."""
-    try:
-        with session.hold(record.name, "status", 0.0):
-            bring_logs_home(session, record)
-            if found is None:
-                return record if take_away(session, record, events) else None
-            end_everywhere(session, record, events)
-            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
-    except ClusterBusy:
-        return record  # somebody is at it
+    missing = bring_logs_home(session, record)
+    if found is None and not missing:
+        return record if take_away(session, record, events) else None
+    end_everywhere(session, record, events)
+    return session.store.settle(record.name, ClusterStatus.STOPPED, at=session.clock(), cluster_id=record.cluster_id)
 
 
-def _look(session: Session, record: ClusterRecord) -> Seen:
+def _look(session: Session, record: ClusterRecord) -> Seen | None:
+    """None when the answer says nothing: the agent is of another version."""
     try:
         info = session.agent(record).call("info", answer_within_s=20.0)
     except AgentVersionError:
-        return Seen(reached=True)
+        return None
     except TransportError:
         return Seen(reached=False)
     except AgentError:
@@ -133,12 +143,12 @@ def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
         done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=20.0)
     except TransportError:
         return Seen(reached=False)
-    if not done.ok:
-        return Seen(reached=True)
     try:
-        said = json.loads(done.stdout)
+        said = json.loads(done.stdout) if done.ok else {}
     except ValueError:
         said = {}
+    if said.get("cluster_id") != record.cluster_id:
+        return Seen(reached=True)
     return Seen(reached=True, stopped=True, released=bool(said.get("down")))
 
 

@@ -24,7 +24,7 @@ from skylib.runtime.agent_bundle import Bundle, build_bundle
 from skylib.runtime.agent_client import AgentClient, daemon_command
 from skylib.runtime.environment import Environment
 from skylib.runtime.layout import NodeLayout
-from skylib.runtime.node_files import NodePlan, agent_config, cluster_mark, write_files
+from skylib.runtime.node_files import REFUSALS, NodePlan, agent_config, cluster_mark, refusal, write_files
 from skylib.runtime.ports import HeadPorts, NodePorts, free_base
 from skylib.runtime.preflight import (
     Problem,
@@ -232,14 +232,21 @@ def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bund
             autostop=site.autostop,
         )
         with span(tools.events, "runtime.files", node=member.host) as step:
-            answer = transport.run(write_files(node, config, mark, target), timeout_s=DAEMON_TIMEOUT_S).check()
-            missing = answer.stdout.strip() != b"have"
+            command, stdin = write_files(node, config, mark, target)
+            answer = transport.run(command, stdin=stdin, timeout_s=DAEMON_TIMEOUT_S)
+            refused = refusal(answer, cluster=site.cluster)
+            if refused is not None:
+                raise refused
+            missing = answer.check().stdout.strip() != b"have"
             step.note(bundle_sent=missing)
             if missing:
                 transport.put(bundle.data, target)
 
-    pairs = list(zip(site.members, nodes, strict=True))
-    for outcome in fanout(deliver, pairs):
+    outcomes = fanout(deliver, list(zip(site.members, nodes, strict=True)))
+    errors = [outcome.error for outcome in outcomes]
+    if all(isinstance(error, BringUpError) and error.step in REFUSALS for error in errors):
+        raise_problems(site.cluster, [Problem.of(error) for error in errors if isinstance(error, BringUpError)])
+    for outcome in outcomes:
         if outcome.error is not None:
             raise _named(outcome.error, site, outcome.item[0].host, "runtime.files") from outcome.error
 

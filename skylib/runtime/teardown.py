@@ -17,18 +17,20 @@ __all__ = ["end_node", "layout_of", "release_node"]
 END_TIMEOUT_S = 60.0
 SURVIVORS = 1  # what `end` exits with when a process would not go
 
-# $1 python, $2 the agent's bundle, $3 agent.json. Without a bundle or configuration nothing of ours ever ran there.
+# $1 python, $2 the agent's bundle, $3 agent.json, $4 cluster id. Without a bundle or configuration nothing of ours ever
+# ran there.
 _END = """
 [ -s "$2" ] && [ -f "$3" ] || { echo '{}'; exit 0; }
 [ -x "$1" ] || { echo "no interpreter at $1" >&2; exit 4; }
-exec "$1" -S -E "$2" end --config "$3"
+exec "$1" -S -E "$2" end --config "$3" --cluster-id "$4"
 """
 
 # $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty
 # ("" for none), then paths. Nothing is removed when another cluster holds the account by now.
 _REMOVE = """
 id="$1" mark="$2" mounts="$3" parent="$4"; shift 4
-if [ -f "$mark" ] && ! grep -q -F "\\"$id\\"" "$mark"; then echo "foreign"; exit 0; fi
+foreign() { [ -f "$1" ] && ! grep -q -F "\\"$id\\"" "$1"; }
+if foreign "$mark"; then exit 0; fi
 remove() {
   rm -rf -- "$1" 2>/dev/null
   if [ -e "$1" ] || [ -L "$1" ]; then echo "left $1"; else echo "removed $1"; fi
@@ -40,6 +42,7 @@ if [ -d "$mounts" ]; then
   done
 fi
 for path in "$@"; do
+  if foreign "$path/cluster.json"; then continue; fi
   if [ -e "$path" ] || [ -L "$path" ]; then remove "$path"; fi
 done
 [ -z "$parent" ] || rmdir -- "$parent" 2>/dev/null || :
@@ -51,13 +54,13 @@ def layout_of(node: NodeRecord) -> NodeLayout:
     return NodeLayout(root=node.root, temp_dir=node.temp_dir, env=node.env)
 
 
-def end_node(transport: Transport, node: NodeRecord) -> NodeReceipt:
+def end_node(transport: Transport, node: NodeRecord, cluster_id: str) -> NodeReceipt:
     """End every process of the cluster on this node, Ray's, the agent's and the jobs'; files stay.
 
     A failure is told in the receipt, not raised: the other nodes must go on.
     """
     layout = layout_of(node)
-    command = Command.sh(_END, node.python, layout.agent_bundle, layout.agent_json)
+    command = Command.sh(_END, node.python, layout.agent_bundle, layout.agent_json, cluster_id)
     try:
         done = transport.run(command, timeout_s=END_TIMEOUT_S)
         if done.returncode != SURVIVORS:
@@ -76,16 +79,17 @@ def end_node(transport: Transport, node: NodeRecord) -> NodeReceipt:
     )
 
 
-def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str, local: bool) -> NodeReceipt:
+def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str) -> NodeReceipt:
     """Remove what the cluster put on the node, but for the private environment, which the next cluster will use.
 
     Removed: .sky's files of this cluster, sky_workdir, sky_logs, Ray's temp dir; for a `local` node its whole root.
     Links that mounts at absolute paths made go as well. Mounted files in ~ and /tmp belong to the user and stay.
     """
     layout = layout_of(node)
+    local = node.address.kind == "local"
     paths = [layout.root] if local else _account_paths(layout)
     if node.rank == 0 or not local:
-        paths.append(layout.temp_dir)
+        paths.insert(0, layout.temp_dir)
     parent = layout.root.rpartition("/")[0] if local else ""
     words = (cluster_id, layout.cluster_json, f"{layout.sky}/file_mounts", parent, *paths)
     try:
@@ -103,14 +107,12 @@ def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str, loc
 
 def _account_paths(layout: NodeLayout) -> list[str]:
     names = (
-        "agent",
-        "agent.json",
         "agent.lock",
         "agent.log",
         "agent.sock",
-        "cluster.json",
         "file_mounts",
         "incoming",
+        "jobs",
         "jobs.db",
         "jobs.db-shm",
         "jobs.db-wal",
@@ -121,6 +123,8 @@ def _account_paths(layout: NodeLayout) -> list[str]:
         "secrets",
         "setup_done",
         "stopped.json",
-        "synced",
+        "agent",
+        "agent.json",
+        "cluster.json",  # last: the account is held until all the rest is gone
     )
     return [layout.workdir, layout.job_logs, *[f"{layout.sky}/{name}" for name in names]]

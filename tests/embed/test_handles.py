@@ -67,7 +67,7 @@ def test_a_handle_of_an_open_client_leaves_its_session_behind(tmp_path: Path) ->
 def test_json_is_a_recipe_of_words_and_numbers(tmp_path: Path) -> None:
     """The JSON of a handle has its home, its cluster and, for a job, its id and whether it was adopted."""
     home = str(tmp_path)
-    recipe = {"home": home, "cluster_name": "train", "job_id": 7, "adopted": False}
+    recipe = {"home": home, "cluster_name": "train", "cluster_id": None, "job_id": 7, "adopted": False}
     assert json.loads(Job(home, "train", 7).to_json()) == recipe
     assert json.loads(Cluster(home, "train").to_json()) == {"home": home, "cluster_name": "train"}
 

@@ -114,6 +114,49 @@ def test_stop_keeps_files_and_hosts_and_start_brings_it_back(lab: Lab):
     assert [record.job_id for record in lab.client.queue("nap")] == [1, 2]
 
 
+def test_a_name_used_again_keeps_the_logs_of_both_lives(lab: Lab):
+    """After down, the same name makes a new cluster whose job 1 is another: both handles read their own log."""
+    first = lab.client.launch(lab.task("echo first life"), "twice")
+    first.wait()
+    lab.client.down("twice")
+    second = lab.client.launch(lab.task("echo second life"), "twice")
+    second.wait()
+    assert (first.id, second.id) == (1, 1)
+    assert texts(list(first.logs())) == ["first life"]
+    assert texts(list(second.logs())) == ["second life"]
+    lab.client.down("twice")
+    assert texts(list(first.logs())) == ["first life"]
+    assert texts(list(second.logs())) == ["second life"]
+    assert [record.job_id for record in lab.client.queue("twice")] == [1]
+
+
+def test_a_launch_beside_a_dead_agent_leaves_running_jobs_alone(lab: Lab):
+    """The agent is killed while a job runs: the next launch starts it anew, and the job goes on to its end."""
+    job = lab.client.launch(lab.task("while [ ! -e ~/go ]; do sleep 0.1; done; echo survived", num_nodes=2), "agentless")
+    eventually(lambda: job.status() is skylib.JobStatus.RUNNING, what="the job's start")
+    head = next(host for host in lab.hosts if host.ip == lab.client.status("agentless")[0].head.internal_ip)
+    pid = head.sh('python3 -c \'import json,os; print(json.load(open(os.path.expanduser("~/.sky/agent.lock")))["pid"])\'')
+    head.sh(f"kill -9 {int(pid.stdout)}", check=True)
+    again = lab.client.launch(lab.task("echo beside"), "agentless")
+    assert texts(list(again.logs())) == ["beside"]
+    assert job.status() is skylib.JobStatus.RUNNING
+    lab.client.cluster("agentless").run("touch ~/go")
+    assert job.wait(timeout_s=30).status is skylib.JobStatus.SUCCEEDED
+    assert texts(list(job.logs())) == ["survived", "survived"]
+    lab.client.cluster("agentless").run("rm ~/go")
+
+
+def test_stop_cancels_what_is_queued_and_start_does_not_run_it(lab: Lab):
+    """A job that waited when the cluster was stopped is cancelled; after start it has not run."""
+    blocker = lab.task("sleep 300", num_nodes=1, resources=skylib.Resources(infra="ssh/lab", cpus=2))
+    first = lab.client.launch(blocker, "halt")
+    waiting = lab.client.exec(blocker, "halt")
+    lab.client.stop("halt")
+    assert [job.status() for job in (first, waiting)] == [skylib.JobStatus.CANCELLED] * 2
+    lab.client.start("halt")
+    assert [job.status() for job in (first, waiting)] == [skylib.JobStatus.CANCELLED] * 2
+
+
 def test_two_launches_of_one_name_at_once_make_one_cluster(lab: Lab):
     """Two threads, one name: one cluster, two jobs, both succeed."""
     jobs: list[skylib.Job] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from skylib.jobs.submit import demand_of, job_spec, setup_hash
+from skylib.jobs.submit import OWN_KEY, demand_of, job_spec, setup_hash
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.node import Gpu, HostAddress
 from skylib.models.resources import Resources
@@ -48,6 +48,26 @@ def test_devices_go_by_the_clusters_own_name_for_them():
     wanted = {"CPU": 0.5, "GPU": 1.0, "accelerators": {"A100-80GB": 1.0}}
     assert demand_of(Resources(accelerators="80GB+"), CLUSTER) == wanted
     assert demand_of(Resources(accelerators="a100-80gb"), CLUSTER) == wanted
+
+
+def test_the_candidate_that_the_cluster_has_is_what_is_reserved():
+    """Of several alternatives the demand is that of one which the cluster can serve."""
+    wanted = Resources(any_of=[{"accelerators": "H100"}, {"accelerators": "A100-80GB"}])
+    assert demand_of(wanted, CLUSTER)["accelerators"] == {"A100-80GB": 1.0}
+
+
+def test_memory_that_a_kernel_keeps_is_not_asked_for():
+    """A machine sold with 16 GB has a little less: the demand is what it has."""
+    small = attrs.evolve(CLUSTER, nodes=(attrs.evolve(NODE, memory_gib=15.5),))
+    assert demand_of(Resources(memory="16+"), small)["memory_gib"] == 15.5
+
+
+def test_a_submit_always_has_a_key():
+    """With a key of our own a submit can be asked twice when its channel breaks; the user's own has its way."""
+    made = {str(job_spec(Task(run="true"), CLUSTER, user="me")["key"]) for _ in range(2)}
+    assert len(made) == 2
+    assert all(key.startswith(OWN_KEY) for key in made)
+    assert job_spec(Task(run="true"), CLUSTER, user="me", key="k")["key"] == "k"
 
 
 def test_secrets_travel_apart_from_variables():

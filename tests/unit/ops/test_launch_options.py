@@ -36,6 +36,14 @@ def test_the_timer_comes_from_options_before_the_task(given, options, expected):
     assert autostop_of(given, options) == expected
 
 
+def test_a_standing_timer_is_kept_when_nobody_says_and_ended_by_never():
+    """No word keeps the cluster's timer; a negative time or `autostop: false` ends it."""
+    known = AutostopRecord(idle_minutes=7)
+    assert autostop_of(task(), Options(), known) == known
+    assert autostop_of(task(), Options(idle_minutes=-1), known) is None
+    assert autostop_of(task(autostop=False), Options(), known) is None
+
+
 def test_fields_that_nothing_acts_on_are_refused_by_name():
     """A task with a field that would be ignored is refused, with every such field named."""
     with pytest.raises(InvalidSpecError) as caught:

@@ -1,0 +1,59 @@
+"""Which life of a cluster's name is meant: a name may be used again when its cluster is gone."""
+
+from __future__ import annotations
+
+import attrs
+
+from skylib.errors import ClusterNotUp
+from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.session import Session
+
+__all__ = ["Life", "life_of", "require_up"]
+
+_ASKABLE = (ClusterStatus.UP, ClusterStatus.AUTOSTOPPING, ClusterStatus.UNREACHABLE, ClusterStatus.INIT)
+
+
+@attrs.frozen(kw_only=True)
+class Life:
+    """One cluster: standing (record is what is known of it now) or gone (record is None)."""
+
+    name: str
+    cluster_id: str
+    record: ClusterRecord | None
+
+    @property
+    def askable(self) -> ClusterRecord | None:
+        """The record, when the cluster's agent may answer."""
+        return self.record if self.record is not None and self.record.status in _ASKABLE else None
+
+
+def life_of(session: Session, name: str, cluster_id: str | None = None) -> Life:
+    """That life of the name; by default the one that stands, else the newest. Raises ClusterNotFound."""
+    record = session.store.cluster(name)
+    if cluster_id:
+        return Life(name=name, cluster_id=cluster_id, record=record if _is(record, cluster_id) else None)
+    if record is not None:
+        return Life(name=name, cluster_id=record.cluster_id, record=record)
+    for past in session.store.history():
+        if past.name == name:
+            return Life(name=name, cluster_id=past.cluster_id, record=None)
+    session.require(name)
+    raise AssertionError("unreachable")  # pragma: no cover
+
+
+def _is(record: ClusterRecord | None, cluster_id: str) -> bool:
+    return record is not None and record.cluster_id == cluster_id
+
+
+def require_up(session: Session, name: str) -> ClusterRecord:
+    """The record of a cluster that takes jobs. Raises ClusterNotFound, ClusterNotUp."""
+    record = session.require(name)
+    if record.status is not ClusterStatus.UP:
+        raise ClusterNotUp(
+            f"cluster {name!r} is {record.status.value}",
+            cluster=name,
+            status=record.status,
+            since=record.status_since,
+            hint=f"client.start({name!r}) brings it up",
+        )
+    return record

@@ -1,0 +1,91 @@
+"""A cluster that is known: whether it stands, and what is done when it does not."""
+
+from __future__ import annotations
+
+from skylib.errors import AgentError, AgentReplyError, BringUpError, ClusterNotUp, TransportError
+from skylib.events import EventSink, span
+from skylib.jobs import polling
+from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.models.receipts import DownReceipt
+from skylib.ops.cleanup import end_everywhere, raise_unclean
+from skylib.ops.provision import bring_up_again
+from skylib.runtime.agent_restart import restart_agent
+from skylib.session import Session
+from skylib.transport.fanout import fanout
+
+__all__ = ["revive"]
+
+CHECK_S = 5.0
+
+
+def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_end_jobs: bool) -> ClusterRecord:
+    """The cluster, UP on its own hosts; one that answers as it should is left alone.
+
+    An agent that died, or is of another version, is started anew beside the jobs, which go on. When that does not do,
+    everything of the cluster is ended and brought up again: with `may_end_jobs`, or when no job would be ended.
+    Raises ClusterNotUp when it may not; TransportError when the head cannot be reached (nothing is touched then);
+    BringUpError and PreflightError, after which the cluster is INIT and its hosts are still held.
+    """
+    if record.status is not ClusterStatus.STOPPED:
+        problem = _why_not_ready(session, record, events)
+        if isinstance(problem, AgentError) and not isinstance(problem, AgentReplyError):
+            problem = _with_new_agents(session, record, events)
+        if problem is None:
+            return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)
+        if not may_end_jobs and record.status is ClusterStatus.UP and _may_have_jobs(session, record):
+            raise ClusterNotUp(
+                f"cluster {record.name!r} is not whole, and its jobs may still run: {problem.message}",
+                cluster=record.name,
+                status=ClusterStatus.INIT,
+                since=record.status_since,
+                evidence=problem.evidence,
+                hint=f"client.start({record.name!r}) ends them and brings the cluster up again",
+            ) from problem
+    return _again(session, record, events)
+
+
+def _why_not_ready(session: Session, record: ClusterRecord, events: EventSink) -> AgentError | None:
+    """None when Ray has all nodes, by the agent's word. Raises TransportError."""
+    with span(events, "provision.look", cluster=record.name) as step:
+        try:
+            session.agent(record).call("ready", answer_within_s=CHECK_S + 10, timeout_s=CHECK_S)
+        except AgentError as error:
+            step.note(missing=error.message)
+            return error
+        return None
+
+
+def _with_new_agents(session: Session, record: ClusterRecord, events: EventSink) -> AgentError | None:
+    """Start the agents of all nodes; those that run, and are ours, stay. Raises TransportError."""
+
+    def restart(node: NodeRecord) -> None:
+        with span(events, "runtime.agent", node=node.host):
+            restart_agent(session.transport(node.address), node, record.cluster_id)
+
+    session.forget_agent(record.cluster_id)
+    for outcome in fanout(restart, record.nodes):
+        if isinstance(outcome.error, AgentError):
+            return outcome.error
+        outcome.get()
+    return _why_not_ready(session, record, events)
+
+
+def _may_have_jobs(session: Session, record: ClusterRecord) -> bool:
+    try:
+        return bool(polling.queue(session.agent(record), record.name, include_ended=False))
+    except (AgentError, TransportError):
+        return True
+
+
+def _again(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
+    intent = session.store.begin_intent("start", record.name, {"cluster_id": record.cluster_id})
+    try:
+        receipts = end_everywhere(session, record, events)
+        raise_unclean(DownReceipt(cluster_name=record.name, nodes=receipts, released=False), "start")
+        session.store.settle(record.name, ClusterStatus.INIT, at=session.clock(), cluster_id=record.cluster_id)
+        return bring_up_again(session, record, events)
+    except BringUpError:
+        end_everywhere(session, record, events)  # what came up of it serves nobody
+        raise
+    finally:
+        session.store.settle_intent(intent, "settled")

@@ -1,0 +1,56 @@
+"""Starting a node's agent beside what runs there: after it died, or because this client's is of another version."""
+
+from __future__ import annotations
+
+import json
+
+from skylib.agent.protocol import PROTOCOL
+from skylib.errors import AgentError, CommandError
+from skylib.models.cluster import NodeRecord
+from skylib.runtime.agent_bundle import build_bundle
+from skylib.runtime.agent_client import daemon_command
+from skylib.runtime.teardown import layout_of
+from skylib.transport.base import Transport
+from skylib.transport.command import Command
+
+__all__ = ["restart_agent"]
+
+TIMEOUT_S = 60.0
+
+
+def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> None:
+    """The agent runs, and is this client's; jobs go on. Raises AgentError when the node does not serve that cluster.
+
+    Raises TransportError when the node cannot be reached.
+    """
+    layout = layout_of(node)
+    bundle = build_bundle()
+    found = transport.run(Command.of("cat", layout.agent_json), timeout_s=TIMEOUT_S)
+    try:
+        config = json.loads(found.stdout) if found.ok else {}
+    except ValueError:
+        config = {}
+    if config.get("cluster_id") != cluster_id:
+        raise AgentError(
+            f"{transport.host} does not serve the cluster any more",
+            host=transport.host,
+            step="runtime.agent",
+            evidence=found.stderr[-500:].decode(errors="replace") or None,
+            retryable=False,
+        )
+    if config.get("bundle") != bundle.sha256:
+        transport.put(bundle.data, f"{layout.agent_dir}/{bundle.sha256}.pyz")
+        config.update(bundle=bundle.sha256, protocol=PROTOCOL)
+        transport.put(json.dumps(config).encode(), layout.agent_json)
+        link = Command.of("ln", "-sfn", f"{bundle.sha256}.pyz", layout.agent_bundle)
+        transport.run(link, timeout_s=TIMEOUT_S).check()
+    try:
+        transport.run(daemon_command(node.python, layout, cluster_id), timeout_s=TIMEOUT_S).check()
+    except CommandError as error:
+        raise AgentError(
+            f"the agent on {transport.host} does not start",
+            host=transport.host,
+            step="runtime.agent",
+            command=error.command,
+            evidence=error.evidence,
+        ) from error
