@@ -1,0 +1,170 @@
+"""One channel to an agent: lines of JSON both ways, each answer given to the request that waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from skylib.errors import TransportError
+from skylib.transport.base import Process
+
+__all__ = ["Channel", "ChannelBroken", "Message", "Replies"]
+
+_SHOWN_BYTES = 400
+
+Message = dict[str, Any]
+
+
+class ChannelBroken(Exception):
+    """The channel ended. sent: the request may have reached the agent."""
+
+    def __init__(self, why: str, *, sent: bool) -> None:
+        super().__init__(why)
+        self.sent = sent
+
+
+class Replies:
+    """Messages for one request, in order."""
+
+    __slots__ = ("_messages", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._messages: queue.SimpleQueue[Message | ChannelBroken] = queue.SimpleQueue()
+
+    def put(self, message: Message | ChannelBroken) -> None:
+        self._messages.put(message)
+
+    def next(self, timeout_s: float | None) -> Message:
+        """Raises queue.Empty at the timeout, ChannelBroken when no more can come."""
+        message = self._messages.get(timeout=timeout_s)
+        if isinstance(message, ChannelBroken):
+            raise message
+        return message
+
+
+class Channel:
+    """One open channel: a thread reads lines and hands each to the request that waits for it.
+
+    closed: the client's owner closed it, so nothing on it is to be asked again.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._pid = os.getpid()
+        self._write_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Replies] = {}
+        self._greetings: queue.SimpleQueue[Message | ChannelBroken] = queue.SimpleQueue()
+        self._broken: str | None = None
+        self.closed = False
+        self._reader = threading.Thread(target=self._read, name="skylib-agent-channel", daemon=True)
+        self._reader.start()
+
+    @property
+    def broken(self) -> bool:
+        return self._broken is not None
+
+    def write(self, message: Mapping[str, object]) -> None:
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        if os.getpid() != self._pid:
+            raise ChannelBroken("the channel belongs to the parent process", sent=False)
+        try:
+            with self._write_lock:
+                self._process.send(line)
+        except (TransportError, OSError) as error:
+            raise ChannelBroken(str(error), sent=False) from error
+
+    def greeting(self, timeout_s: float) -> Message:
+        try:
+            message = self._greetings.get(timeout=timeout_s)
+        except queue.Empty as empty:
+            raise ChannelBroken(f"no greeting within {timeout_s:g} s", sent=False) from empty
+        if isinstance(message, ChannelBroken):
+            raise message
+        return message
+
+    def request(self, verb: str, args: Mapping[str, object]) -> Replies:
+        with self._lock:
+            if self._broken is not None:
+                raise ChannelBroken(self._broken, sent=False)
+            replies = Replies(next(self._numbers))
+            self._pending[replies.number] = replies
+        try:
+            self.write({"id": replies.number, "verb": verb, "args": dict(args)})
+        except ChannelBroken:
+            with self._lock:
+                self._pending.pop(replies.number, None)
+            raise
+        return replies
+
+    def cancel(self, number: int) -> None:
+        """End a stream; what still comes of it is dropped."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._pending.pop(number, None)
+        with contextlib.suppress(ChannelBroken):
+            self.write({"id": number, "cancel": True})
+
+    def close(self) -> None:
+        self._process.close()
+
+    def _read(self) -> None:
+        """Whatever ends it, those that wait are told."""
+        pieces: list[bytes] = []
+        why = "the agent closed the channel"
+        try:
+            while data := self._process.receive():
+                *whole, rest = data.split(b"\n")
+                for part in whole:
+                    pieces.append(part)
+                    self._dispatch(b"".join(pieces))
+                    pieces = []
+                if rest:
+                    pieces.append(rest)
+            if pieces:
+                why = f"the channel ended within {_shown(b''.join(pieces))}"
+        except (TransportError, OSError, ValueError) as error:
+            why = str(error)
+        except BaseException as error:
+            why = f"reading the channel failed: {error!r}"
+            raise
+        finally:
+            with self._lock:
+                self._broken = why
+                waiting, self._pending = list(self._pending.values()), {}
+            self._greetings.put(ChannelBroken(why, sent=False))
+            for replies in waiting:
+                replies.put(ChannelBroken(why, sent=True))
+
+    def _dispatch(self, line: bytes) -> None:
+        """Raises ValueError on what is no message."""
+        try:
+            message: Message = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"not a message of the agent: {_shown(line)}") from error
+        if not isinstance(message, dict):
+            raise ValueError(f"not a message of the agent: {_shown(line)}")
+        number = message.get("id")
+        if number is None:
+            self._greetings.put(message)
+            return
+        with self._lock:
+            replies = self._pending.get(number) if isinstance(number, int) else None
+            if replies is not None and "item" not in message:
+                del self._pending[number]
+        if replies is not None:
+            replies.put(message)
+
+
+def _shown(line: bytes) -> str:
+    """What was read, for people: a login shell's greeting, for one."""
+    return repr(line[:_SHOWN_BYTES].decode(errors="replace").strip())
