@@ -6,8 +6,8 @@ the tail of stderr; the caller then takes everything away again (runtime/teardow
 
 from __future__ import annotations
 
-import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,12 +16,13 @@ from typing import Any
 import attrs
 
 from skylib.catalog.accelerators import accelerator_name
-from skylib.errors import AgentReplyError, BringUpError, SkyError
+from skylib.errors import BringUpError, SkyError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, NodeRecord
 from skylib.models.node import Gpu, HostAddress, NodeFacts
 from skylib.runtime.agent_bundle import Bundle, build_bundle
 from skylib.runtime.agent_client import AgentClient, daemon_command
+from skylib.runtime.blame import failed_start, named
 from skylib.runtime.environment import Environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.node_files import REFUSALS, NodePlan, agent_config, cluster_mark, refusal, write_files
@@ -248,7 +249,7 @@ def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bund
         raise_problems(site.cluster, [Problem.of(error) for error in errors if isinstance(error, BringUpError)])
     for outcome in outcomes:
         if outcome.error is not None:
-            raise _named(outcome.error, site, outcome.item[0].host, "runtime.files") from outcome.error
+            raise named(outcome.error, site.cluster, outcome.item[0].host, "runtime.files") from outcome.error
 
 
 def _start(
@@ -300,61 +301,28 @@ def _start(
         race.stop()
         with span(tools.events, "runtime.stop", cluster=site.cluster) as step:
             daemons.set()
-            agent.close()
-            step.note(still_running=race.join(ENDING_S))
-        known = _failed_start(error, site, nodes, tools.timeout_s)
+            step.note(still_running=_end(race, agent))
+        known = failed_start(error, site.cluster, [node.host for node in nodes], tools.timeout_s)
         if known is error:
             raise
         raise known from error
 
 
-def _failed_start(error: BaseException, site: Site, nodes: Sequence[NodePlan], timeout_s: float) -> BaseException:
-    """What is told of a start that failed; most errors stay themselves."""
-    if isinstance(error, queue.Empty):
-        return BringUpError(
-            f"Ray did not have all {len(nodes)} nodes of {site.cluster!r} within {timeout_s:g} s",
-            cluster=site.cluster,
-            host=nodes[0].host,
-            step="runtime.ready",
-        )
-    if isinstance(error, AgentReplyError):
-        return BringUpError(
-            f"cluster {site.cluster!r} did not come up: {error.message}",
-            cluster=site.cluster,
-            host=_first_missing(error, nodes),
-            step="runtime.ready",
-            evidence=getattr(error, "detail", None) or error.evidence,
-            attempts=(error,),
-        )
-    return error
-
-
-def _first_missing(error: AgentReplyError, nodes: Sequence[NodePlan]) -> str:
-    missing: list[int] = getattr(error, "missing_ranks", None) or [0]
-    return nodes[missing[0]].host
+def _end(race: Race, agent: AgentClient) -> tuple[str, ...]:
+    """Wait for what is under way, at most ENDING_S; who asks the agent just then, or asks it again, is cut short."""
+    deadline = time.monotonic() + ENDING_S
+    while True:
+        agent.close()
+        running = race.join(0.2)
+        if not running or time.monotonic() > deadline:
+            return running
 
 
 def _blame(act: Callable[[Member, NodePlan], None], site: Site, member: Member, node: NodePlan, step: str) -> None:
     try:
         act(member, node)
     except SkyError as error:
-        raise _named(error, site, member.host, step) from error
-
-
-def _named(error: BaseException, site: Site, host: str, step: str) -> BaseException:
-    """A failure of one host's step as BringUpError; what is not a SkyError stays itself."""
-    if not isinstance(error, SkyError) or isinstance(error, BringUpError):
-        return error
-    return BringUpError(
-        f"cluster {site.cluster!r} did not come up: {step} failed on {host}: {error.message}",
-        cluster=site.cluster,
-        host=host,
-        step=step,
-        command=error.command,
-        evidence=error.evidence,
-        hint=error.hint,
-        attempts=(error,),
-    )
+        raise named(error, site.cluster, member.host, step) from error
 
 
 def _ray_command(site: Site, nodes: Sequence[NodePlan], member: Member, ports: HeadPorts) -> Command:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from skylib.errors import PreflightError
+from skylib.errors import PreflightError, ProvisionError
 from skylib.models.node import NodeFacts
 from skylib.runtime.layout import DASHBOARD_PORT, RAY_PORT, TEMP_DIR
 from skylib.runtime.ports import HeadPorts, next_free
@@ -22,6 +22,12 @@ class Problem:
     step: str
     reason: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, error: ProvisionError) -> Problem:
+        """What was found only when a host was claimed, before anything was changed on it."""
+        step = f"preflight.{(error.step or 'host').rpartition('.')[2]}"
+        return cls(host=error.host or "", step=step, reason=error.message, hint=error.hint or "")
 
 
 def check_disk(host: str, facts: NodeFacts, *, min_free_gib: float) -> Problem | None:

@@ -63,7 +63,7 @@ class Bench:
     """Nodes by host, and the tools that reach them."""
 
     def __init__(self, hosts: int = 1, rules: Callable[[int], Sequence[Rule]] = lambda rank: ()) -> None:
-        usual = [Rule(" bridge ", talk=silent), Rule("", b"have\n")]
+        usual = [Rule(" bridge", talk=silent), Rule("", b"have\n")]
         self.nodes = {f"host{rank}": ScriptedTransport(f"host{rank}", [*rules(rank), *usual]) for rank in range(hosts)}
         self.stopping = threading.Event()
         self.events: list[Event] = []
@@ -144,3 +144,31 @@ def test_ray_start_has_a_time_limit():
         bring_up(site(), bench.tools(lambda nodes: None))
     assert caught.value.evidence == "no port"
     assert [call.timeout_s for call in bench.nodes["host0"].calls if "bin/ray start" in call.command.text()] == [WAIT_S]
+
+
+def taken(call: Call) -> Completed:
+    """What a node answers whose account another cluster has claimed."""
+    if " -c " not in call.command.text() or b'"marks"' not in call.stdin:
+        return Completed(returncode=0, stdout=b"have\n", stderr=b"")
+    said = b'{"path": "/home/me/.sky/cluster.json", "cluster": "theirs", "home": "/other/.sky"}\n'
+    return Completed(returncode=83, stdout=said, stderr=b"")
+
+
+def test_a_cluster_that_came_first_is_named_before_anything_is_changed():
+    """Where every host was taken meanwhile nothing of ours stands anywhere: a PreflightError, as a look before would give."""
+    bench = Bench(2, rules=lambda rank: [Rule("skypilot-runtime", taken)])
+    with pytest.raises(PreflightError) as caught:
+        bring_up(site(2), bench.tools(lambda nodes: None))
+    assert (caught.value.step, caught.value.host) == ("preflight.claim", "host0")
+    assert "theirs" in caught.value.message
+    assert "/other/.sky" in (caught.value.hint or "")
+    assert not [line for line in bench.commands() if "ray start" in line]
+
+
+def test_one_host_that_was_taken_fails_the_cluster_and_is_named():
+    """Where other hosts took their files already it is a BringUpError, after which these are cleaned."""
+    bench = Bench(2, rules=lambda rank: [Rule("skypilot-runtime", taken)] if rank == 1 else [])
+    with pytest.raises(BringUpError) as caught:
+        bring_up(site(2), bench.tools(lambda nodes: None))
+    assert (caught.value.step, caught.value.host) == ("runtime.claim", "host1")
+    assert caught.value.other_cluster == "theirs"  # type: ignore[attr-defined]
