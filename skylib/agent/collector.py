@@ -113,7 +113,7 @@ class Collector:
                     _log.warning("node %d cannot be followed now: %s", node, exc)
                 await asyncio.sleep(_RETRY_S)
                 self._unsent.setdefault(node, set()).update(watched)
-            except (OSError, ValueError):
+            except Exception:  # boundary: a full disk, or whatever it is, passes; the logs are still on the nodes
                 _log.exception("what node %d wrote could not be written down; trying again", node)
                 await asyncio.sleep(1.0)
                 self._unsent.setdefault(node, set()).update(watched)

@@ -183,11 +183,7 @@ class Daemon(Keeper):
         record = {"at": time.time(), "reason": "autostop", "down": bool(setting and setting.down)}
         record.update(cluster_id=self.config.cluster_id, stopping=True)
         write_file(self._stopped, json.dumps(record).encode())
-        try:
-            await self.stop_all()
-        except BaseException:
-            self.engine.stopping = False  # the timer tries again
-            raise
+        await self.stop_all()
         try:
             write_file(self._stopped, json.dumps({**record, "stopping": False}).encode())
         except OSError as exc:
@@ -200,7 +196,11 @@ class Daemon(Keeper):
         """Ends jobs, then Ray and all else on every node that can be reached; this node last, this process not at all."""
         engine = self.engine
         engine.stopping = True
-        await engine.cancel([], everything=True)
+        try:
+            await engine.cancel([], everything=True)
+        except BaseException:
+            engine.stopping = False  # it may be asked for again
+            raise
         here = self.config.me.ip
         others = [node.rank for node in self.config.nodes if node.rank != self.config.rank and node.ip != here]
         asked = list(await asyncio.gather(*(self._end_other(rank) for rank in others)))

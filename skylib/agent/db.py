@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import threading
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from .protocol import TERMINAL
 
@@ -71,26 +71,38 @@ class JobsDb:
         with self._lock:
             self._connection.close()
 
-    def insert(self, jobs: Sequence[Mapping[str, Any]]) -> List[Tuple[int, bool]]:
-        """(job id, adopted) of each, all in one transaction; a key that is there already gives that job's id."""
+    def insert(
+        self, jobs: Sequence[Mapping[str, Any]], made: Callable[[int, int], Mapping[str, Any]]
+    ) -> List[Tuple[int, bool]]:
+        """(job id, adopted) of each, all in one transaction; a key that is there already gives that job's id.
+
+        made: called with a new job's place in `jobs` and its id, gives columns that follow from the id. What it raises is
+        raised, and then there is none of the jobs.
+        """
         marks = ", ".join("?" for _ in _INSERTED)
         statement = f"INSERT INTO jobs ({', '.join(_INSERTED)}) VALUES ({marks})"
         result: List[Tuple[int, bool]] = []
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                for job in jobs:
+                for place, job in enumerate(jobs):
                     there = self._by_key(job["job_key"])
                     if there is not None:
                         result.append((there, True))
                         continue
                     cursor = self._connection.execute(statement, [job[name] for name in _INSERTED])
-                    result.append((int(cursor.lastrowid or 0), False))
+                    job_id = int(cursor.lastrowid or 0)
+                    self._change(job_id, made(place, job_id))
+                    result.append((job_id, False))
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
         return result
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # a full disk has SQLite do so by itself
+            self._connection.execute("ROLLBACK")
 
     def _by_key(self, key: Optional[str]) -> Optional[int]:
         if key is None:
@@ -104,15 +116,19 @@ class JobsDb:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 for job_id, columns in changes:
-                    unknown = set(columns) - _CHANGEABLE
-                    if unknown:
-                        raise ValueError(f"no such columns: {sorted(unknown)}")
-                    assignments = ", ".join(f"{name} = ?" for name in columns)
-                    self._connection.execute(f"UPDATE jobs SET {assignments} WHERE job_id = ?", [*columns.values(), job_id])
+                    self._change(job_id, columns)
                 self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
+
+    def _change(self, job_id: int, columns: Mapping[str, Any]) -> None:
+        unknown = set(columns) - _CHANGEABLE
+        if unknown:
+            raise ValueError(f"no such columns: {sorted(unknown)}")
+        if columns:
+            assignments = ", ".join(f"{name} = ?" for name in columns)
+            self._connection.execute(f"UPDATE jobs SET {assignments} WHERE job_id = ?", [*columns.values(), job_id])
 
     def rows(self) -> List[Dict[str, Any]]:
         """Every job but its specification, oldest first."""

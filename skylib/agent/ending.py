@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from .config import AgentConfig, load_config
 from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
 from .sockets import listening_ports, ports_of
+from .supervisor import ENDED, write_file
 
 __all__ = ["end_cluster", "main"]
 
@@ -55,6 +57,18 @@ def _find(config: AgentConfig, spare: Set[int], *, jobs_only: bool) -> List[Proc
     return [processes[pid] for pid in sorted(with_descendants(processes, pids) - spare)]
 
 
+def _mark(config: AgentConfig) -> None:
+    """Ranks that have not ended are about to be ended: an agent that comes later knows that it was not by themselves."""
+    record = json.dumps({"lost": "the cluster was ended while it ran", "at": time.time()}).encode()
+    for root in _roots(config):
+        for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*")):
+            try:
+                if not os.path.exists(os.path.join(path, "exit")):
+                    write_file(os.path.join(path, ENDED), record)
+            except OSError as exc:  # a full disk keeps no cluster from its end
+                sys.stderr.write(f"{path}: {exc}\n")
+
+
 def _agents(config: AgentConfig, spare: Set[int]) -> List[Process]:
     """The agents that hold the locks of this cluster's nodes on this machine."""
     found = []
@@ -77,6 +91,7 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
 
     Only jobs have something to lose and get the whole grace: Ray's GCS and monitor are deaf to TERM.
     """
+    _mark(config)
     steps = [
         end(lambda: _agents(config, spare), grace_s=min(grace_s, _AGENT_GRACE_S)),
         end(lambda: _find(config, spare, jobs_only=True), grace_s=grace_s),

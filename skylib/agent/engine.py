@@ -9,13 +9,14 @@ import asyncio
 import json
 import logging
 import os
+import sqlite3
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from .collector import Collector
 from .config import AgentConfig
 from .db import JobsDb
-from .job import Job, demand_of, describe_demand, log_dir_name, task_id_of, time_stamp
+from .job import Job, demand_of, describe_demand, format_codes, log_dir_name, task_id_of, time_stamp
 from .link import Ranks
 from .protocol import TERMINAL
 from .runner import Runner
@@ -25,6 +26,7 @@ from .supervisor import write_file
 __all__ = ["Engine", "Refused"]
 
 _log = logging.getLogger(__name__)
+_RETRY_S = 1.0
 
 
 class Refused(Exception):
@@ -34,6 +36,9 @@ class Refused(Exception):
         super().__init__(message)
         self.kind = kind
         self.facts = facts
+
+
+End = Tuple[Job, str, str, Sequence[Optional[int]]]  # job, status, cause, exit codes
 
 
 class Engine:
@@ -52,6 +57,8 @@ class Engine:
         self._tasks: Set[asyncio.Task[None]] = set()
         self._listeners: Dict[int, List[asyncio.Event]] = {}
         self._by_task: Dict[str, int] = {}
+        self._unwritten: List[End] = []
+        self._retry: Optional[asyncio.TimerHandle] = None
         self.collector.on_bytes = lambda task_id: self.tell(self._by_task.get(task_id, 0))
 
     # --- beginning
@@ -76,35 +83,43 @@ class Engine:
     def _name(self, job: Job, stamp: str) -> None:
         """Names that follow from a job's number; missing only if the agent died while it admitted the job."""
         if not job.task_id:
-            job.task_id = task_id_of(stamp, self.config.cluster, job.job_id)
-            job.log_dir = os.path.join(self.config.logs, log_dir_name(job.job_id, job.name))
-            self.db.update([(job.job_id, {"task_id": job.task_id, "log_dir": job.log_dir})])
+            self.db.update([(job.job_id, self._give_names(job, stamp))])
+
+    def _give_names(self, job: Job, stamp: str) -> Dict[str, Any]:
+        job.task_id = task_id_of(stamp, self.config.cluster, job.job_id)
+        job.log_dir = os.path.join(self.config.logs, log_dir_name(job.job_id, job.name))
+        return {"task_id": job.task_id, "log_dir": job.log_dir}
 
     # --- requests
 
     def submit(self, specs: Sequence[Mapping[str, Any]], now: float) -> List[Dict[str, Any]]:
-        """Queues jobs, all or none. Raises Refused: "stopping", "impossible", "invalid"."""
+        """Queues jobs, all or none. Raises Refused: "stopping", "impossible", "invalid"; OSError, sqlite3.Error."""
         if self.stopping:
             raise Refused("stopping", "the cluster is being stopped")
         rows = [self._row(spec, now) for spec in specs]
         for spec in specs:
             if not isinstance(spec.get("secrets") or {}, dict):
                 raise Refused("invalid", "secrets is not a mapping")
-        admitted = self.db.insert(rows)
-        names: List[Tuple[int, Dict[str, Any]]] = []
-        for spec, row, (job_id, adopted) in zip(specs, rows, admitted):
-            if adopted:
-                continue
-            job = Job({**row, "job_id": job_id, **_EMPTY}, demand_of(spec))
-            job.task_id = task_id_of(row["run_timestamp"], self.config.cluster, job_id)
-            job.log_dir = os.path.join(self.config.logs, log_dir_name(job_id, job.name))
-            names.append((job_id, {"task_id": job.task_id, "log_dir": job.log_dir}))
-            self._keep_secrets(job_id, spec.get("secrets") or {})
-            self.jobs[job_id] = job
-            self._by_task[job.task_id] = job_id
-            self._queue[job_id] = None
-        if names:
-            self.db.update(names)
+        new: List[Job] = []
+
+        def made(place: int, job_id: int) -> Dict[str, Any]:
+            job = Job({**rows[place], "job_id": job_id, **_EMPTY}, demand_of(specs[place]))
+            new.append(job)
+            names = self._give_names(job, rows[place]["run_timestamp"])
+            self._keep_secrets(job_id, specs[place].get("secrets") or {})
+            return names
+
+        try:
+            admitted = self.db.insert(rows, made)
+        except BaseException:
+            for job in new:
+                self._drop_secrets(job.job_id)
+            raise
+        for job in new:
+            self.jobs[job.job_id] = job
+            self._by_task[job.task_id] = job.job_id
+            self._queue[job.job_id] = None
+        if new:
             self.on_event()
             self.schedule()
         return [{"job_id": job_id, "adopted": adopted, "task_id": self.jobs[job_id].task_id} for job_id, adopted in admitted]
@@ -127,7 +142,12 @@ class Engine:
             "resources": describe_demand(num_nodes, spec.get("demand") or {}),
             "num_nodes": num_nodes,
             "job_key": spec.get("key") or None,
-            "spec": json.dumps({name: value for name, value in spec.items() if name != "secrets"}),
+            "spec": json.dumps(
+                {
+                    **{name: value for name, value in spec.items() if name != "secrets"},
+                    "has_secrets": bool(spec.get("secrets")),
+                }
+            ),
         }
 
     def find(self, job_id: Optional[int]) -> Job:
@@ -168,9 +188,9 @@ class Engine:
             running = [job for job in self.jobs.values() if job.status in ("SETTING_UP", "RUNNING")]
             chosen = running[-1:]
         queued = [job for job in chosen if job.job_id in self._queue]
+        self._write_ends([(job, "CANCELLED", "cancelled while it waited", []) for job in queued])
         for job in queued:
             del self._queue[job.job_id]
-        self.finish_many([(job, "CANCELLED", "cancelled while it waited", []) for job in queued])
         running_now = [job for job in chosen if job.job_id in self._runners]
         results = await asyncio.gather(*(self._runners[job.job_id].cancel() for job in running_now))
         ended = {job.job_id: result for job, result in zip(running_now, results)}
@@ -202,7 +222,13 @@ class Engine:
             self._run(job, resumed=False)
 
     def _run(self, job: Job, *, resumed: bool) -> None:
-        runner = Runner(self, job, self.db.spec(job.job_id), self._secrets(job.job_id))
+        try:
+            spec = self.db.spec(job.job_id)
+            runner = Runner(self, job, spec, self._secrets(job, spec))
+        except (OSError, ValueError, sqlite3.Error) as exc:
+            self.finish(job, "FAILED_DRIVER", f"it could not be started: {exc}", job.exit_codes)
+            asyncio.get_event_loop().call_soon(self.schedule)  # its place is free again
+            return
         self._runners[job.job_id] = runner
         task = asyncio.ensure_future(self._see_through(job, runner, resumed))
         self._tasks.add(task)
@@ -215,7 +241,7 @@ class Engine:
             raise
         except Exception as exc:  # boundary: one job's trouble is that job's
             _log.exception("job %d", job.job_id)
-            self.finish_many([(job, "FAILED_DRIVER", f"the agent failed: {exc}", job.exit_codes)])
+            self.finish(job, "FAILED_DRIVER", f"the agent failed: {exc}", job.exit_codes)
         finally:
             self._runners.pop(job.job_id, None)
         self.schedule()
@@ -226,21 +252,39 @@ class Engine:
         self.db.update([(job.job_id, columns)])
         self.tell(job.job_id)
 
-    def finish_many(self, ends: Sequence[Tuple[Job, str, str, Sequence[Optional[int]]]]) -> None:
-        """The end of jobs: status, cause, exit codes. A job that has ended already stays as it is."""
+    def finish(self, job: Job, status: str, cause: str, codes: Sequence[Optional[int]]) -> None:
+        """The end of a job. When it cannot be written down now (a full disk), it is told later, once it is written down."""
+        self._unwritten.append((job, status, cause, list(codes)))
+        self._write_unwritten()
+
+    def _write_unwritten(self) -> None:
+        ends, self._unwritten = self._unwritten, []
+        try:
+            self._write_ends(ends)
+        except (OSError, sqlite3.Error) as exc:
+            _log.error("the end of %d jobs cannot be written down, trying again: %s", len(ends), exc)
+            self._unwritten = ends + self._unwritten
+            if self._retry is not None:
+                self._retry.cancel()
+            self._retry = asyncio.get_event_loop().call_later(_RETRY_S, self._write_unwritten)
+
+    def _write_ends(self, ends: Sequence[End]) -> None:
+        """A job that has ended already stays as it is; of two ends the first counts. Raises sqlite3.Error."""
         now = time.time()
-        changes = []
-        for job, status, cause, codes in ends:
-            if job.is_terminal:
-                continue
-            job.status, job.cause, job.exit_codes, job.ended_at = status, cause, list(codes), now
-            text = ",".join("" if code is None else str(code) for code in codes)
-            changes.append((job.job_id, {"status": status, "cause": cause, "exit_codes": text, "end_at": now}))
-        if not changes:
+        first: Dict[int, End] = {}
+        for end in ends:
+            if not end[0].is_terminal:
+                first.setdefault(end[0].job_id, end)
+        if not first:
             return
-        self.db.update(changes)
-        for job_id, _ in changes:
-            self.collector.close(self.jobs[job_id].task_id)
+        columns = {
+            job_id: {"status": status, "cause": cause, "exit_codes": format_codes(codes), "end_at": now}
+            for job_id, (_, status, cause, codes) in first.items()
+        }
+        self.db.update(columns.items())
+        for job_id, (job, status, cause, codes) in first.items():
+            job.status, job.cause, job.exit_codes, job.ended_at = status, cause, list(codes), now
+            self.collector.close(job.task_id)
             self._drop_secrets(job_id)
             self.tell(job_id)
         self.on_event()
@@ -272,6 +316,8 @@ class Engine:
     def stop(self) -> None:
         """Lets go of everything without ending a job."""
         self.collector.stop()
+        if self._retry is not None:
+            self._retry.cancel()
         for task in list(self._tasks):
             task.cancel()
 
@@ -285,12 +331,12 @@ class Engine:
             os.makedirs(self.config.secrets, mode=0o700, exist_ok=True)
             write_file(self._secret_file(job_id), json.dumps(secrets).encode())
 
-    def _secrets(self, job_id: int) -> Dict[str, str]:
-        try:
-            with open(self._secret_file(job_id), "rb") as file:
-                return {str(name): str(value) for name, value in json.loads(file.read().decode()).items()}
-        except FileNotFoundError:
+    def _secrets(self, job: Job, spec: Mapping[str, Any]) -> Dict[str, str]:
+        """Raises OSError or ValueError when there should be some and they cannot be read."""
+        if not spec.get("has_secrets") or (job.phase == "run" and job.launched):  # then it has got them
             return {}
+        with open(self._secret_file(job.job_id), "rb") as file:
+            return {str(name): str(value) for name, value in json.loads(file.read().decode()).items()}
 
     def _drop_secrets(self, job_id: int) -> None:
         try:

@@ -17,6 +17,7 @@ __all__ = [
     "bundle_of",
     "demand_of",
     "describe_demand",
+    "format_codes",
     "format_placement",
     "log_dir_name",
     "run_environment",

@@ -82,13 +82,23 @@ class RayLink(Ranks):
         failures = 0
         try:
             while True:
-                connected = await self._hold_once()
+                try:
+                    connected = await self._hold_once()
+                except Exception as exc:  # boundary: whatever went wrong, the connection is begun anew
+                    _log.exception("the connection to Ray failed")
+                    self.detail = f"the process that connects to Ray could not be used: {exc}"
+                    connected = False
+                    await self._end_child()
+                    self._lost()
                 failures = 0 if connected else failures + 1
                 await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
         finally:
-            if self._process is not None and self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
+            await self._end_child()
+
+    async def _end_child(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
 
     async def _hold_once(self) -> bool:
         """One life of the child; True when it was connected."""
@@ -142,7 +152,13 @@ class RayLink(Ranks):
         elif name == "failed":
             self.detail = str(value)
             _log.error("no connection to Ray: %s", value)
-        self.on_change()
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self.on_change()
+        except Exception:  # boundary: what others make of the news is no fault of the connection's
+            _log.exception("news of the nodes could not be followed")
 
     def _resolve(self, number: int, ok: bool, value: Any) -> None:
         future = self._pending.pop(number, None)
@@ -160,7 +176,7 @@ class RayLink(Ranks):
         for future in pending.values():
             if not future.done():
                 future.set_exception(LinkDown())
-        self.on_change()
+        self._tell()
 
     async def _request(self, op: str, args: Tuple[Any, ...], timeout_s: Optional[float] = None) -> Any:
         process = self._process

@@ -47,6 +47,7 @@ class MergedLog:
         self._index = os.open(os.path.join(log_dir, "run.idx"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.source: Dict[Tuple[str, int], int] = {}
         self.end = 0
+        self._count = 0
         self._recover()
 
     def _recover(self) -> None:
@@ -54,23 +55,26 @@ class MergedLog:
         count = os.fstat(self._index).st_size // _RECORD.size
         data = os.pread(self._index, count * _RECORD.size, 0)
         size = os.fstat(self._text).st_size
-        kept = 0
         for fields in _RECORD.iter_unpack(data):
             record = Record(*fields)
             if record.start != self.end or record.end > size:
                 break
             self.end = record.end
             self.source[_STREAMS[record.stream], record.rank] = record.source_end
-            kept += 1
-        os.ftruncate(self._index, kept * _RECORD.size)
+            self._count += 1
+        self._cut()
+
+    def _cut(self) -> None:
+        os.ftruncate(self._index, self._count * _RECORD.size)
         os.ftruncate(self._text, self.end)
-        os.lseek(self._index, 0, os.SEEK_END)
-        os.lseek(self._text, 0, os.SEEK_END)
 
     def append(
         self, stream: str, node: str, rank: int, offset: int, data: bytes, *, goes_on: bool, now: Optional[float] = None
     ) -> None:
-        """A piece of a rank's file. One that was here before is passed over; a gap raises ValueError."""
+        """A piece of a rank's file. One that was here before is passed over; a gap raises ValueError.
+
+        Raises OSError when it cannot be written (a full disk): then it is as if it had never been, and may come again.
+        """
         done = self.source.get((stream, rank), 0)
         if offset > done:
             raise ValueError(f"{stream} of rank {rank}: piece at {offset}, but only {done} bytes were collected")
@@ -80,21 +84,27 @@ class MergedLog:
         prefix = prefix_of(stream, node, rank)
         body = data[:-1] if data.endswith(b"\n") else data
         text = prefix + body.replace(b"\n", b"\n" + prefix) + b"\n"
-        self._write(self._text, text)
         source_end = done + len(data)
         flags = _OPEN if goes_on else 0
         record = Record(
             self.end, self.end + len(text), source_end, now or time.time(), rank, len(prefix), _STREAMS.index(stream), flags
         )
-        self._write(self._index, _RECORD.pack(*record))
+        try:
+            self._write(self._text, text, self.end)
+            self._write(self._index, _RECORD.pack(*record), self._count * _RECORD.size)
+        except OSError:
+            self._cut()
+            raise
+        self._count += 1
         self.end = record.end
         self.source[stream, rank] = source_end
 
     @staticmethod
-    def _write(handle: int, data: bytes) -> None:
+    def _write(handle: int, data: bytes, place: int) -> None:
         view = memoryview(data)
         while view:
-            view = view[os.write(handle, view) :]
+            written = os.pwrite(handle, view, place)
+            view, place = view[written:], place + written
 
     def close(self) -> None:
         os.close(self._text)

@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 from .config import AgentConfig, NodeConfig, load_config
 from .identity import boot_id
 from .processes import Process, carrying, end, is_alive, own, read_environ, with_descendants
-from .supervisor import STARTED, Spec
+from .supervisor import ENDED, STARTED, Spec
 from .tail import Piece, Tail
 
 __all__ = ["Key", "NodeService", "to_key", "user_environment"]
@@ -65,9 +65,10 @@ class _Watched:
 
     def ended(self, boot: str) -> Optional[Dict[str, Any]]:
         """None while it runs. {"code", "signal", "at"}, or {"lost": why} when nobody wrote down how it ended."""
-        record = _read_json(os.path.join(self.state_dir, "exit"))
-        if record is not None:
-            return record
+        for name in (ENDED, "exit"):  # a rank that was ended with the cluster may say anything of how it ended
+            record = _read_json(os.path.join(self.state_dir, name))
+            if record is not None:
+                return record
         if self.pids is None:
             self.pids = _read_json(os.path.join(self.state_dir, "pids"))
         if self.pids is None:

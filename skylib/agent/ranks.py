@@ -84,7 +84,7 @@ class _Link:
                     raise ConnectionError(f"Ray at {address}: {exc}") from exc
                 time.sleep(0.1)
         self.send((None, "connected", ray.__version__))
-        threading.Thread(target=self._watch_nodes, daemon=True).start()
+        threading.Thread(target=self._watch_for_good, daemon=True).start()
         self._stand()
 
     def _stand(self) -> None:
@@ -114,6 +114,15 @@ class _Link:
             self.send((None, "standing", (rank, hello, "" if error is None else _describe(error)[1])))
 
         self._actors[rank].call.remote("hello", ()).future().add_done_callback(answered)
+
+    def _watch_for_good(self) -> None:
+        """Without news of the nodes this process is of no use: it ends, and the agent begins another."""
+        try:
+            self._watch_nodes()
+        except BaseException as exc:  # boundary: of a thread whose end nobody would see
+            sys.stderr.write(f"the nodes cannot be watched any more: {exc!r}\n")
+            sys.stderr.flush()
+            os._exit(1)
 
     def _watch_nodes(self) -> None:
         last: Dict[int, Any] = {}

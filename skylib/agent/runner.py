@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any, Awaitable, Dict, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Awaitable, Dict, List, Mapping, Optional, Protocol, Sequence
 
 from .collector import Collector
 from .config import AgentConfig, NodeConfig
@@ -31,7 +31,7 @@ class Board(Protocol):
 
     def change(self, job: Job, **columns: Any) -> None: ...
 
-    def finish_many(self, ends: Sequence[Tuple[Job, str, str, Sequence[Optional[int]]]]) -> None: ...
+    def finish(self, job: Job, status: str, cause: str, codes: Sequence[Optional[int]]) -> None: ...
 
 
 class Runner:
@@ -54,6 +54,10 @@ class Runner:
                 await self._resume()
             else:
                 await self._begin()
+        except Exception:
+            if self._gang is not None:  # nobody would look after what it began
+                self._killed = await self._gang.kill_all()
+            raise
         finally:
             self._over.set()
             await self._release()
@@ -253,7 +257,7 @@ class Runner:
         self._engine.change(job, status=status, phase=phase, start_at=job.started_at, launched=launched)
 
     def _finish(self, status: str, cause: str, codes: Sequence[Optional[int]]) -> None:
-        self._engine.finish_many([(self._job, status, cause, codes)])
+        self._engine.finish(self._job, status, cause, codes)
 
     async def _release(self) -> None:
         try:

@@ -20,9 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes longer to import than all the rest here
     from typing import Dict, List, NoReturn
 
-__all__ = ["STARTED", "Spec", "main", "write_file"]
+__all__ = ["ENDED", "STARTED", "Spec", "main", "write_file"]
 
 STARTED = b"started"
+ENDED = "ended"  # beside `pids`, written by those who end the whole cluster: the rank did not end by itself
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_FD = 3
 
@@ -122,9 +123,13 @@ def write_file(path: str, data: bytes) -> None:
     """Whoever sees the file sees all of it."""
     temporary = f"{path}.{os.getpid()}.tmp"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def _is_name(name: str) -> bool:

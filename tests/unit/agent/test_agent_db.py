@@ -16,6 +16,10 @@ from skylib.agent.protocol import TERMINAL
 STATUSES = ("INIT", "PENDING", "SETTING_UP", "RUNNING", *TERMINAL)
 
 
+def nothing(place: int, job_id: int) -> dict[str, Any]:
+    return {}
+
+
 def row(key: str | None = None) -> dict[str, Any]:
     return {
         "job_name": "j",
@@ -39,7 +43,7 @@ def db(tmp_path: Path) -> JobsDb:
 def test_a_terminal_status_is_never_overwritten(tmp_path_factory: pytest.TempPathFactory, writes: list[str]) -> None:
     """Whatever is written afterwards: the first end stays, with the cause that was written with it."""
     db = JobsDb(str(tmp_path_factory.mktemp("db") / "jobs.db"))
-    job_id = db.insert([row()])[0][0]
+    job_id = db.insert([row()], nothing)[0][0]
     for number, status in enumerate(writes):
         db.update([(job_id, {"status": status, "cause": str(number)})])
     ends = [(status, str(number)) for number, status in enumerate(writes) if status in TERMINAL]
@@ -51,7 +55,7 @@ def test_a_terminal_status_is_never_overwritten(tmp_path_factory: pytest.TempPat
 
 def test_another_program_cannot_overwrite_it_either(db: JobsDb, tmp_path: Path) -> None:
     """The file itself refuses."""
-    job_id = db.insert([row()])[0][0]
+    job_id = db.insert([row()], nothing)[0][0]
     db.update([(job_id, {"status": "CANCELLED"})])
     with sqlite3.connect(tmp_path / "jobs.db") as other:
         other.execute("UPDATE jobs SET status = 'SUCCEEDED'")
@@ -60,25 +64,25 @@ def test_another_program_cannot_overwrite_it_either(db: JobsDb, tmp_path: Path) 
 
 def test_a_key_names_one_job(db: JobsDb) -> None:
     """In one call and in a later one; jobs without a key are never the same."""
-    assert db.insert([row("a"), row("a"), row(), row()]) == [(1, False), (1, True), (2, False), (3, False)]
-    assert db.insert([row("a")]) == [(1, True)]
+    assert db.insert([row("a"), row("a"), row(), row()], nothing) == [(1, False), (1, True), (2, False), (3, False)]
+    assert db.insert([row("a")], nothing) == [(1, True)]
 
 
 def test_a_bulk_insert_is_all_or_nothing(db: JobsDb) -> None:
     """A row that cannot be written takes the others with it."""
     with pytest.raises(sqlite3.IntegrityError):
-        db.insert([row(), {**row(), "status": None}])
+        db.insert([row(), {**row(), "status": None}], nothing)
     assert db.rows() == []
 
 
 def test_a_file_from_before_is_used(tmp_path: Path) -> None:
     """Opened again it has what it had, and numbers go on."""
     first = JobsDb(str(tmp_path / "jobs.db"))
-    first.insert([row(), row()])
+    first.insert([row(), row()], nothing)
     first.put("autostop", {"idle_minutes": 5})
     first.close()
     again = JobsDb(str(tmp_path / "jobs.db"))
-    assert again.insert([row()]) == [(3, False)]
+    assert again.insert([row()], nothing) == [(3, False)]
     assert again.get("autostop") == {"idle_minutes": 5}
     assert again.spec(2) == {"run": "true"}
     assert (tmp_path / "jobs.db").stat().st_mode & 0o777 == 0o600
