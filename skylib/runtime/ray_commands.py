@@ -3,6 +3,8 @@
 What each setting is for (Ray 2.9.3):
 --object-store-memory        small: nothing of a job passes through this Ray, and the user's own wants that memory
 RAY_memory_monitor_refresh_ms=0  a job's processes are not Ray's: its memory monitor could only kill the standing actors
+RAY_worker_niceness          standing actors begin with what each job's start needs: not behind the dashboard (default 15)
+RAY_raylet_client_*          a raylet's own store is asked every 20 ms, not every second, for the same 10 s
 RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
 RAY_START_HOOK               start_hook.py, which the environment holds; it reads the SKYLIB_RAY_ variables
 """
@@ -86,7 +88,8 @@ def worker_start(node: RayNode, head_address: str, *, cluster_id: str) -> Comman
 
     The temp dir is the head's: Ray tells the workers.
     """
-    return _start(node, (f"--address={head_address}",), _environment(node, cluster_id))
+    env = {**_environment(node, cluster_id), "SKYLIB_RAY_GCS_ADDRESS": head_address}
+    return _start(node, (f"--address={head_address}",), env)
 
 
 def _start(node: RayNode, own: tuple[str, ...], env: Mapping[str, str]) -> Command:
@@ -124,6 +127,9 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_raylet_client_connect_timeout_milliseconds": "20",
+        "RAY_raylet_client_num_connect_attempts": "500",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_START_HOOK": START_HOOK,
         "SKYLIB_RAY_TEMP_DIR": node.layout.temp_dir,

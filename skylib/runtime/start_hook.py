@@ -2,22 +2,34 @@
 
 Trims what our Ray has no use for, and gives each node its own private directory of sockets: Ray counts names up
 ("raylet", "raylet.1") and two nodes of one machine that start together would count to the same one.
-Every attribute is checked first, so that another Ray version starts as it likes. Python 3.8, standard library.
+Lets nobody oversleep: Ray 2.9.3 asks a GCS that is not there yet again after 1 s on the head (node.py, _init_gcs_client)
+and after 2 s on a worker (utils.py, internal_kv_get_with_retry), though it is there within 0.2 s of its start.
+Every attribute is checked first, so that another Ray version starts as it likes. Python 3.8, standard library and Ray.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["trim"]
+
+_POLL_S = 0.01
+_GCS_WAIT_S = 5.0
+_HEAD_WAIT_S = 120.0
 
 
 def trim(params: Any, head: bool) -> None:
     """params: RayParams before the node is made. SKYLIB_RAY_TEMP_DIR: the cluster's temp dir on this machine.
 
-    SKYLIB_RAY_DASHBOARD_GRPC_PORT: for a head whose Ray has such a port (newer ones have no flag for it either).
+    SKYLIB_RAY_GCS_ADDRESS: for a worker, its head's. SKYLIB_RAY_DASHBOARD_GRPC_PORT: for a head whose Ray has such a
+    port (newer ones have no flag for it either).
     """
     wanted: dict[str, Any] = {
         "ray_client_server_port": None,  # `ray://`: 0.9 CPU seconds at each start
@@ -35,3 +47,59 @@ def trim(params: Any, head: bool) -> None:
     for name, value in wanted.items():
         if hasattr(params, name):
             setattr(params, name, value)
+    if head:
+        _return_when_gcs_listens()
+    else:
+        _wait_for_session(os.environ.get("SKYLIB_RAY_GCS_ADDRESS", ""))
+
+
+def _return_when_gcs_listens() -> None:
+    """Have Node.start_gcs_server return only when its port accepts, so that the first question is answered."""
+    node: Any = getattr(sys.modules.get("ray._private.node"), "Node", None)
+    start: Any = getattr(node, "start_gcs_server", None)
+    if start is None:
+        return
+
+    @functools.wraps(start)
+    def start_and_wait(self: Any) -> None:
+        start(self)
+        address = str(getattr(self, "gcs_address", "") or "")
+        _until(lambda: _accepts(address), _GCS_WAIT_S)
+
+    node.start_gcs_server = start_and_wait
+
+
+def _wait_for_session(address: str) -> None:
+    """A worker that began before its head goes on the moment that the head has written what every worker reads first."""
+    import ray
+
+    client_of: Any = getattr(getattr(ray, "_raylet", None), "GcsClient", None)
+    if not address or client_of is None or not _until(lambda: _accepts(address), _HEAD_WAIT_S):
+        return
+    client: Any = client_of(address=address)
+
+    def written() -> bool:
+        try:
+            return all(client.internal_kv_get(key, b"session") for key in (b"session_name", b"temp_dir"))
+        except Exception:  # whatever this Ray raises while its GCS comes up: it is asked again, and then by Ray itself
+            return False
+
+    _until(written, _HEAD_WAIT_S)
+
+
+def _accepts(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _until(condition: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

@@ -1,0 +1,89 @@
+"""The start hook: nobody sleeps longer than the other side needs, and a Ray without these parts starts as it likes."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+from skylib.runtime import start_hook
+
+
+class Params:
+    """What `ray start` fills in before it makes a node."""
+
+    ray_client_server_port: int | None = 10001
+
+
+def test_the_client_server_is_left_out_and_what_is_not_there_is_not_made(monkeypatch: pytest.MonkeyPatch):
+    """Only attributes that this Ray has are changed."""
+    monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
+    monkeypatch.delenv("SKYLIB_RAY_GCS_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    params = Params()
+    start_hook.trim(params, False)
+    assert params.ray_client_server_port is None
+    assert not hasattr(params, "include_log_monitor")
+
+
+def test_the_gcs_start_returns_when_its_port_accepts(monkeypatch: pytest.MonkeyPatch):
+    """A head's first question finds a listener: start_gcs_server comes back no sooner than that."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    opened: list[float] = []
+
+    def open_late() -> None:
+        opened.append(time.monotonic())
+        listener.listen()
+
+    class Node:
+        gcs_address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def start_gcs_server(self) -> None:
+            threading.Timer(0.2, open_late).start()
+
+    module = types.ModuleType("ray._private.node")
+    module.Node = Node  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray._private.node", module)
+    monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
+    start_hook.trim(Params(), True)
+    Node().start_gcs_server()
+    assert opened
+    assert time.monotonic() >= opened[0]
+    listener.close()
+
+
+def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pytest.MonkeyPatch):
+    """It asks until both keys are there, past refusals and answers that are not there yet."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    answers: list[object] = [ConnectionError("not yet"), None, b"s", None, b"s", b"/tmp"]
+    asked: list[bytes] = []
+
+    class GcsClient:
+        def __init__(self, *, address: str) -> None:
+            self.address = address
+
+        def internal_kv_get(self, key: bytes, namespace: bytes) -> object:
+            asked.append(key)
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    ray, raylet = types.ModuleType("ray"), types.ModuleType("ray._raylet")
+    raylet.GcsClient = GcsClient  # type: ignore[attr-defined]
+    ray._raylet = raylet  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("SKYLIB_RAY_GCS_ADDRESS", address)
+    monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
+    start_hook.trim(Params(), False)
+    assert answers == []
+    assert asked[-2:] == [b"session_name", b"temp_dir"]
+    listener.close()
