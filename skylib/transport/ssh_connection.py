@@ -73,7 +73,8 @@ class _Link:
     """What paramiko takes for a socket. It belongs to one process, and notices when the host has gone silent.
 
     In a forked child every send fails, so that nothing there (a channel's destructor for one) can break into the
-    parent's stream. `silence_s` is the time without a byte after which the connection counts as lost.
+    parent's stream. `silence_s` is the time without a byte after which the connection counts as lost; with a `probe_s`
+    of 0 nobody asks, and silence means nothing.
     """
 
     def __init__(self, inner: Any, *, probe_s: float, silence_s: float) -> None:
@@ -117,7 +118,7 @@ class _Link:
 
     def _check(self) -> None:
         """Called by paramiko's reading thread ten times a second while nothing comes."""
-        if self.probe is None:
+        if self.probe is None or self._probe_s <= 0:
             return
         now = time.monotonic()
         silent = now - self._heard
