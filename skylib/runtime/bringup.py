@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from skylib.catalog.accelerators import accelerator_name
-from skylib.errors import BringUpError, SkyError
+from skylib.errors import BringUpError, PreflightError, SkyError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, NodeRecord
 from skylib.models.node import Gpu, HostAddress, NodeFacts
@@ -33,6 +33,7 @@ from skylib.runtime.preflight import (
     choose_head_ports,
     choose_temp_dir,
     foreign_cluster,
+    no_ports,
     raise_problems,
 )
 from skylib.runtime.race import Race
@@ -151,8 +152,12 @@ def _check(site: Site, tools: Tools) -> HeadPorts:
     for member in {member.host: member for member in site.members}.values():
         problems.append(check_disk(member.host, member.facts, min_free_gib=tools.min_disk_gib))
         problems.append(foreign_cluster(member.host, member.facts, site.cluster_id))
-    head = site.members[0]
+        try:
+            _port_base(site, member)
+        except PreflightError as error:
+            problems.append(no_ports(member.host, error))
     raise_problems(site.cluster, [problem for problem in problems if problem is not None])
+    head = site.members[0]
     ports = choose_head_ports(head.host, head.facts, base=_port_base(site, head))
     if isinstance(ports, Problem):
         raise_problems(site.cluster, [ports])

@@ -11,7 +11,7 @@ from skylib.models.node import NodeFacts
 from skylib.runtime.layout import DASHBOARD_PORT, RAY_PORT, TEMP_DIR
 from skylib.runtime.ports import HeadPorts, next_free
 
-__all__ = ["Problem", "check_disk", "choose_head_ports", "choose_temp_dir", "foreign_cluster", "raise_problems"]
+__all__ = ["Problem", "check_disk", "choose_head_ports", "choose_temp_dir", "foreign_cluster", "no_ports", "raise_problems"]
 
 
 @attrs.frozen(kw_only=True)
@@ -66,8 +66,18 @@ def choose_head_ports(host: str, facts: NodeFacts, *, base: int) -> HeadPorts | 
                 reason=f"port {wanted} is held by another process of the same account ({facts.user})",
                 hint=f"end what listens on port {wanted} of {host}",
             )
-    ray = next_free(RAY_PORT, facts.listening)
-    return HeadPorts.at(base, ray=ray, dashboard=next_free(DASHBOARD_PORT, {*facts.listening, ray}))
+    try:
+        taken = frozenset(facts.listening)
+        ray = next_free(RAY_PORT, taken)
+        return HeadPorts.at(base, ray=ray, dashboard=next_free(DASHBOARD_PORT, taken | {ray}))
+    except PreflightError as error:
+        return no_ports(host, error)
+
+
+def no_ports(host: str, error: PreflightError) -> Problem:
+    """What runtime.ports says, with the host that it does not know."""
+    reason = f"{error.message} ({error.evidence})"
+    return Problem(host=host, step="preflight.ports", reason=reason, hint=error.hint or "")
 
 
 def foreign_cluster(host: str, facts: NodeFacts, cluster_id: str) -> Problem | None:

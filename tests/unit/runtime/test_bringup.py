@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+import attrs
 import pytest
 
-from skylib.errors import BringUpError, StagingError
+from skylib.errors import BringUpError, PreflightError, StagingError
 from skylib.events import Event, Phase
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.runtime.agent_client import AgentClient
@@ -155,7 +156,7 @@ def taken(call: Call) -> Completed:
 
 
 def test_a_cluster_that_came_first_is_named_before_anything_is_changed():
-    """Where every host was taken meanwhile nothing of ours stands anywhere: a PreflightError, as a look before would give."""
+    """Where every host was taken meanwhile nothing of ours stands anywhere: a PreflightError."""
     bench = Bench(2, rules=lambda rank: [Rule("skypilot-runtime", taken)])
     with pytest.raises(PreflightError) as caught:
         bring_up(site(2), bench.tools(lambda nodes: None))
@@ -172,3 +173,14 @@ def test_one_host_that_was_taken_fails_the_cluster_and_is_named():
         bring_up(site(2), bench.tools(lambda nodes: None))
     assert (caught.value.step, caught.value.host) == ("runtime.claim", "host1")
     assert caught.value.other_cluster == "theirs"  # type: ignore[attr-defined]
+
+
+def test_no_free_ports_are_told_with_host_and_step():
+    """Where a machine's whole range is taken the error names cluster, host and step, and nothing is run there."""
+    bench = Bench()
+    with pytest.raises(PreflightError) as caught:
+        bring_up(site(facts=attrs.evolve(FACTS, listening=tuple(range(20000, 24000)))), bench.tools(lambda nodes: None))
+    error = caught.value
+    assert (error.cluster, error.host, error.step) == ("train", "host0", "preflight.ports")
+    assert error.problems[0].host == "host0"
+    assert bench.commands() == []

@@ -111,3 +111,10 @@ def test_every_problem_travels_with_the_error():
     assert caught.value.host == "a"
     assert "b: held" in str(caught.value)
     raise_problems("train", [])
+
+
+def test_no_port_for_ray_is_a_problem_of_that_host():
+    """Where every port from 6380 up is taken the problem names the host."""
+    problem = choose_head_ports("host1", attrs.evolve(FACTS, listening=tuple(range(6380, 65536))), base=FIXED_BASE)
+    assert isinstance(problem, Problem)
+    assert (problem.host, problem.step) == ("host1", "preflight.ports")
