@@ -5,14 +5,16 @@ Nothing of it is seen before the last step, which is a rename; what an interrupt
 
 from __future__ import annotations
 
-__all__ = ["CONDA_FAILED", "INSTALL_SCRIPT", "NO_SPACE", "WARM_SCRIPT"]
+__all__ = ["CONDA_FAILED", "INSTALL_SCRIPT", "NOT_OURS", "NO_SPACE", "WARM_SCRIPT"]
 
 CONDA_FAILED = 81
 NO_SPACE = 82
+NOT_OURS = 85  # an environment of that name stands there that we did not make
 
 # Arguments: environment, digest, python, conda ("" for none), conda's python version, pack (the directory of wheels.txt and
 # the wheels; "-": they come as a tar on stdin, with uv), uv ("-": the one that comes), index ("": offline), then the
-# texts of the start hook and of the warm script.
+# texts of the start hook and of the warm script. conda makes an environment in its own place: a file beside it,
+# "$env.making", says so meanwhile, and that what an interrupted one left is ours. Any other that has no digest is not.
 INSTALL_SCRIPT = r"""
 env=$1 digest=$2 python=$3 conda=$4 conda_python=$5 pack=$6 uv=$7 index=$8 hook=$9
 shift 9
@@ -32,9 +34,17 @@ fail() {
 }
 clean() {
     rm -rf "$work"
-    if [ "$final" = "$env" ] && ! is_there; then rm -rf "$env"; fi
+    if [ "$final" = "$env" ]; then
+        is_there || rm -rf "$env"
+        rm -f "$env.making"
+    fi
 }
 is_there() { [ "$(cat "$env/.skylib-digest" 2>/dev/null)" = "$digest" ]; }
+is_ours() {
+    [ -e "$env" ] || [ -L "$env" ] || return 0
+    [ -f "$env/.skylib-digest" ] || [ -f "$env.making" ] || rmdir "$env" 2>/dev/null
+}
+is_there || is_ours || exit 85
 trap clean EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
@@ -59,6 +69,7 @@ unpack() {
 
 make_empty() {
     if [ -n "$conda" ]; then
+        : >"$env.making" || return
         final=$env
         if [ -d "$env" ]; then mv "$env" "$env.old.$$"; fi
         make_conda --offline >"$work/conda.log" 2>&1 || make_conda >"$work/conda.log" 2>&1 || {
