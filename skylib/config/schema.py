@@ -52,7 +52,6 @@ class SshConfig:
 class ProvisionConfig:
     """How clusters come up."""
 
-    parallel: int = _key(32, "Hosts that are worked on at once.", minimum=1, maximum=1000)
     timeout_s: float = _key(900.0, "Seconds for bringing up all nodes of a cluster.", minimum=1)
     min_disk_gib: float = _key(1.0, "Free GiB that a host's home must have before anything is written.", minimum=0)
 
@@ -61,8 +60,7 @@ class ProvisionConfig:
 class AgentConfig:
     """The agent on the head node."""
 
-    start_timeout_s: float = _key(60.0, "Seconds for the agent to answer after its start.", minimum=1)
-    call_timeout_s: float = _key(30.0, "Seconds for one answer of the agent.", minimum=0.1)
+    call_timeout_s: float = _key(60.0, "Seconds for one answer of the agent.", minimum=0.1)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +72,7 @@ class RuntimeConfig:
         "Where nodes get packages from: client pushes wheels that are kept under the home; index lets nodes fetch.",
         choices=("client", "index"),
     )
-    python: str = _key("", "The Python to use on nodes, as 3.10 or an absolute path; empty takes the best one found.")
+    python: str = _key("", "The Python to use on nodes, as 3.10 or an absolute path; empty takes the best one.")
     timeout_s: float = _key(600.0, "Seconds for making the environment on one node.", minimum=1)
 
 

@@ -16,8 +16,8 @@ import attrs
 
 from skylib.errors import BringUpError, PreflightError, StagingError
 from skylib.events import EventSink, discard, span
-from skylib.models.node import NodeFacts
-from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE, WARM_SCRIPT
+from skylib.models.node import NodeFacts, PythonFound
+from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE, NOT_OURS, WARM_SCRIPT
 from skylib.runtime.layout import ENV_NAME, NodeLayout
 from skylib.runtime.lock import Lock, load_lock, marker_values
 from skylib.runtime.python_choice import PythonChoice, choose_python, client_python
@@ -32,7 +32,8 @@ __all__ = ["DIGEST_FILE", "Environment", "ensure_environment", "runtime_digest"]
 
 DIGEST_FILE = ".skylib-digest"
 _STEP = "runtime.environment"
-_TIMEOUT_S = 1200.0
+_TIMEOUT_S = 600.0
+_SAY_VERSION = "import sys; print(*sys.version_info[:3])"
 _NEEDED_GIB = 0.6  # wheels, uv and the environment, all at once
 _FULL = re.compile(r"no space left|disk quota exceeded|quota exceeded|os error 28|os error 122", re.IGNORECASE)
 
@@ -64,6 +65,15 @@ class _Plan:
     digest: str
 
 
+@attrs.frozen(kw_only=True)
+class _Packages:
+    """Where packages come from, and how long installing them may take."""
+
+    wheelhouse: Wheelhouse
+    source: str
+    timeout_s: float
+
+
 def runtime_digest(lock: Lock, python: tuple[int, int, int], arch: str) -> str:
     """What an environment is made of: its list (selected), Python minor, architecture and our own two files."""
     parts = (lock.digest, f"{python[0]}.{python[1]}", arch, _hook(), WARM_SCRIPT)
@@ -77,26 +87,30 @@ def ensure_environment(
     *,
     wheelhouse: Wheelhouse,
     source: str = "client",
+    python: str = "",
+    timeout_s: float = _TIMEOUT_S,
     events: EventSink = discard,
 ) -> Environment:
     """See to it that the environment stands. One that does costs no round trip when the facts carry its digest.
 
     source: where packages come from: the client sends them, or the node asks its own "index". This machine itself (a
-    LocalTransport) takes them where they are, and may use Python 3.12 and newer with the newer Ray.
+    LocalTransport) takes them where they are, and may use Python 3.12 and newer with the newer Ray. python: the one to
+    use, a version ("3.10") or an absolute path; "" takes the best. timeout_s: for making it.
     Raises PreflightError (no Python fits, too little disk), StagingError (download failed, disk full), BringUpError
     (the node could not make it; evidence is its stderr), and what Transport.run raises.
     """
     local = isinstance(transport, LocalTransport)
-    plans = _plans(facts, local=local)
+    plans = _plans(facts, local=local, wanted=python, more=_asked(transport, facts, python))
     env = layout.runtime_env
+    packages = _Packages(wheelhouse=wheelhouse, source=source, timeout_s=timeout_s)
     found = _standing(transport, facts, layout, plans)
     if found is None and facts.disk_free_gib < _NEEDED_GIB:
         raise _no_space(transport.host, env, f"{facts.disk_free_gib:.2f} GiB are free", error=PreflightError)
     if found is None and local:
         with wheelhouse.hold(f"environment:{env}"):
-            return _make(transport, facts, env, plans, wheelhouse=wheelhouse, source=source, events=events)
+            return _make(transport, facts, env, plans, packages, events=events)
     if found is None:
-        return _make(transport, facts, env, plans, wheelhouse=wheelhouse, source=source, events=events)
+        return _make(transport, facts, env, plans, packages, events=events)
     return Environment(env=env, ray_version=found.lock.version("ray"), digest=found.digest, created=False)
 
 
@@ -105,15 +119,14 @@ def _make(
     facts: NodeFacts,
     env: str,
     plans: tuple[_Plan, ...],
+    packages: _Packages,
     *,
-    wheelhouse: Wheelhouse,
-    source: str,
     events: EventSink,
 ) -> Environment:
     """By the first plan that can be carried out."""
     for plan in plans:
         with span(events, "runtime.install", host=transport.host, env=env, conda=bool(plan.choice.conda)) as running:
-            done = _install(transport, facts, env, plan, wheelhouse=wheelhouse, source=source)
+            done = _install(transport, facts, env, plan, packages)
             running.note(returncode=done.returncode, digest=plan.digest[:16])
             if done.returncode == CONDA_FAILED and plan is not plans[-1]:
                 continue
@@ -124,10 +137,22 @@ def _make(
     raise ValueError("no plan")
 
 
-def _plans(facts: NodeFacts, *, local: bool) -> tuple[_Plan, ...]:
+def _asked(transport: Transport, facts: NodeFacts, wanted: str) -> tuple[PythonFound, ...]:
+    """The interpreter at a path that the probe did not see; none when it does not say its version."""
+    if not wanted.startswith("/") or any(python.path == wanted for python in facts.pythons):
+        return ()
+    done = transport.run(Command.of(wanted, "-S", "-E", "-c", _SAY_VERSION), timeout_s=60)
+    numbers = done.stdout.decode(errors="replace").split()
+    if not done.ok or len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+        return ()
+    major, minor, micro = map(int, numbers)
+    return (PythonFound(path=wanted, version=(major, minor, micro)),)
+
+
+def _plans(facts: NodeFacts, *, local: bool, wanted: str, more: tuple[PythonFound, ...]) -> tuple[_Plan, ...]:
     """What to try, in order."""
-    more = (client_python(),) if local else ()
-    choice: PythonChoice | None = choose_python(facts, allow_newer=local, more=more)
+    own = (client_python(),) if local else ()
+    choice: PythonChoice | None = choose_python(facts, allow_newer=local, more=(*own, *more), wanted=wanted)
     plans = []
     while choice is not None:
         lock = load_lock(choice.lock).select(marker_values(choice.version, os=facts.os, arch=facts.arch))
@@ -145,19 +170,18 @@ def _standing(transport: Transport, facts: NodeFacts, layout: NodeLayout, plans:
     return next((plan for plan in plans if plan.digest == digest), None)
 
 
-def _install(
-    transport: Transport, facts: NodeFacts, env: str, plan: _Plan, *, wheelhouse: Wheelhouse, source: str
-) -> Completed:
+def _install(transport: Transport, facts: NodeFacts, env: str, plan: _Plan, packages: _Packages) -> Completed:
+    wheelhouse, source, timeout_s = packages.wheelhouse, packages.source, packages.timeout_s
     local = isinstance(transport, LocalTransport)
     if local and (source == "index" or facts.os != "Linux"):
         with tempfile.TemporaryDirectory(prefix="skylib-") as here:
             Path(here, WHEELS_TXT).write_text(plan.lock.render(), encoding="utf-8")
-            return transport.run(_command(env, plan, pack=here, uv=str(client_uv()), index=True), timeout_s=_TIMEOUT_S)
+            return transport.run(_command(env, plan, pack=here, uv=str(client_uv()), index=True), timeout_s=timeout_s)
     platform = Platform.of(facts)
     if local:
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
         command = _command(env, plan, pack=str(wheels.directory), uv=str(wheelhouse.uv(platform)), index=False)
-        return transport.run(command, timeout_s=_TIMEOUT_S)
+        return transport.run(command, timeout_s=timeout_s)
     members = [_member("uv", wheelhouse.uv(platform))]
     if source == "index":
         members.append(Member.literal(f"pack/{WHEELS_TXT}", plan.lock.render().encode()))
@@ -165,7 +189,7 @@ def _install(
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
         members += [_member(f"pack/{path.name}", path) for path in (wheels.listing, *wheels.files)]
     command = _command(env, plan, pack="-", uv="-", index=source == "index")
-    return transport.run(command, stdin=pack(members), timeout_s=_TIMEOUT_S)
+    return transport.run(command, stdin=pack(members), timeout_s=timeout_s)
 
 
 def _member(name: str, path: Path) -> Member:
@@ -191,6 +215,14 @@ def _failed(host: str, env: str, done: Completed) -> StagingError | BringUpError
     said = done.stderr[-2000:].decode(errors="replace")
     if done.returncode == NO_SPACE or _FULL.search(said):
         return _no_space(host, env, said or "df shows no free space", error=StagingError)
+    if done.returncode == NOT_OURS:
+        return BringUpError(
+            f"{env} on {host} was not made by skylib, so it is left alone",
+            host=host,
+            step=_STEP,
+            path=env,
+            hint=f"move it away there (mv {env} {env}.mine), or use another account",
+        )
     what = "conda could not make" if done.returncode == CONDA_FAILED else "could not make"
     how = f"was ended by SIG{done.signal}" if done.signal else f"exited {done.returncode}"
     return BringUpError(

@@ -43,13 +43,18 @@ class PythonChoice:
         return attrs.evolve(self, conda="") if self.conda and self.python is not None else None
 
 
-def choose_python(facts: NodeFacts, *, allow_newer: bool = False, more: Sequence[PythonFound] = ()) -> PythonChoice:
+def choose_python(
+    facts: NodeFacts, *, allow_newer: bool = False, more: Sequence[PythonFound] = (), wanted: str = ""
+) -> PythonChoice:
     """conda where the node has it; else the newest Python that Ray 2.9.3 runs on (3.8 to 3.11).
 
     allow_newer: where there is none of these, take 3.12 or newer and the newer Ray (`local` only). more: interpreters
-    beside those of the facts. Raises PreflightError naming every Python seen.
+    beside those of the facts. wanted: only this version ("3.10", "3.10.4") or path; conda then serves where it makes that
+    version and no interpreter has it. Raises PreflightError naming every Python seen.
     """
     seen = (*facts.pythons, *more)
+    if wanted:
+        return _as_wanted(facts, seen, wanted, allow_newer=allow_newer)
     fitting = sorted((python for python in seen if OLDEST <= python.version[:2] <= NEWEST), key=_preference)
     best = fitting[0] if fitting else None
     if facts.conda:
@@ -60,6 +65,24 @@ def choose_python(facts: NodeFacts, *, allow_newer: bool = False, more: Sequence
     if allow_newer and newer:
         return PythonChoice(python=newer[0], lock=NEWER_LOCK)
     raise _nothing_fits(facts, seen)
+
+
+def _as_wanted(facts: NodeFacts, seen: Sequence[PythonFound], wanted: str, *, allow_newer: bool) -> PythonChoice:
+    for python in sorted(seen, key=_preference):
+        if python.path != wanted and not _is_version(python.version, wanted):
+            continue
+        if OLDEST <= python.version[:2] <= NEWEST:
+            return PythonChoice(python=python)
+        if allow_newer and python.version[:2] >= NEWER:
+            return PythonChoice(python=python, lock=NEWER_LOCK)
+    if facts.conda and _is_version(CONDA_PYTHON, wanted):
+        return PythonChoice(conda=facts.conda)
+    raise _nothing_fits(facts, seen, f" as runtime.python wants it: {wanted}")
+
+
+def _is_version(version: tuple[int, int, int], wanted: str) -> bool:
+    parts = wanted.split(".")
+    return [str(part) for part in version[: len(parts)]] == parts
 
 
 def client_python() -> PythonFound:
@@ -74,11 +97,11 @@ def _preference(python: PythonFound) -> tuple[int, ...]:
     return (-major, -minor, _ORIGINS.get(python.origin, 3), -micro)
 
 
-def _nothing_fits(facts: NodeFacts, seen: Sequence[PythonFound]) -> PreflightError:
+def _nothing_fits(facts: NodeFacts, seen: Sequence[PythonFound], how: str = "") -> PreflightError:
     names = ", ".join(f"{'.'.join(map(str, python.version))} ({python.path})" for python in seen)
     wanted = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
     message = (
-        f"no Python on {facts.hostname} can run Ray {SKY_REMOTE_RAY_VERSION}, which needs {wanted}"
+        f"no Python on {facts.hostname} can run Ray {SKY_REMOTE_RAY_VERSION}, which needs {wanted}{how}"
         if seen
         else f"there is no Python on {facts.hostname}"
     )

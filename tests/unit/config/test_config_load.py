@@ -71,17 +71,17 @@ def test_every_value_knows_where_it_came_from(home: SkyHome) -> None:
         home,
         "\nssh:\n  keepalive_s: 1\n",
         project="logs:\n  keep: 5\n",
-        environ={"SKYLIB_PROVISION_PARALLEL": "3"},
+        environ={"SKYLIB_SSH_PARALLEL": "3"},
         overrides={"runtime": {"source": "index"}},
     )
     seen = {
         key: str(config.explain(key).origin)
-        for key in ("ssh.keepalive_s", "logs.keep", "provision.parallel", "runtime.source", "agent.call_timeout_s")
+        for key in ("ssh.keepalive_s", "logs.keep", "ssh.parallel", "runtime.source", "agent.call_timeout_s")
     }
     assert seen == {
         "ssh.keepalive_s": f"{home.config}, line 3",
         "logs.keep": f"{home.root / 'project' / '.sky.yaml'}, line 2",
-        "provision.parallel": "$SKYLIB_PROVISION_PARALLEL",
+        "ssh.parallel": "$SKYLIB_SSH_PARALLEL",
         "runtime.source": "Client(config=...)",
         "agent.call_timeout_s": "default",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from skylib.facts.hardware import probe
 from skylib.models.node import NodeFacts, PythonFound
 from skylib.paths import SkyHome
 from skylib.runtime.environment import ensure_environment, runtime_digest
-from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE
+from skylib.runtime.install_script import CONDA_FAILED, INSTALL_SCRIPT, NO_SPACE, NOT_OURS
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.lock import NEWER_LOCK, RAY_LOCK, load_lock, marker_values
 from skylib.runtime.python_choice import choose_python, client_python
 from skylib.runtime.wheelhouse import Wheelhouse
 from skylib.transport.base import Completed
+from skylib.transport.command import Command
 from skylib.transport.local import LocalTransport
 from skylib.transport.scripted import Rule, ScriptedTransport
 from tests.runtime_fixture import ray_environment, shared_wheelhouse
@@ -234,3 +236,94 @@ def test_the_shared_environment_can_start_ray_lines() -> None:
     """The start hook is importable where `ray start` looks for it."""
     python = ray_environment() / "bin" / "python"
     subprocess.run([str(python), "-c", "import skylib_start_hook; skylib_start_hook.trim"], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"), [("3.10", P310), ("3.11", P311), ("3.8.18", P38), (P311_UV.path, P311_UV), ("3.1", None)]
+)
+def test_a_wanted_python_is_the_one_that_is_taken(wanted: str, chosen: PythonFound | None) -> None:
+    """runtime.python names a version or a path; where there is none such the error says what was wanted."""
+    facts = attrs.evolve(FACTS, pythons=(P38, P310, P311, P311_UV), conda="")
+    if chosen is None:
+        with pytest.raises(PreflightError, match=re.escape(f"runtime.python wants it: {wanted}")):
+            choose_python(facts, wanted=wanted)
+    else:
+        assert choose_python(facts, wanted=wanted).python == chosen
+
+
+def test_conda_makes_a_wanted_version_that_no_interpreter_has() -> None:
+    """3.10 is what conda makes; an interpreter of that version goes before it, and 3.8 it does not make."""
+    facts = attrs.evolve(FACTS, conda="/opt/conda/bin/conda", pythons=(P311,))
+    assert choose_python(facts, wanted="3.10").conda
+    assert not choose_python(attrs.evolve(facts, pythons=(P310,)), wanted="3.10").conda
+    with pytest.raises(PreflightError):
+        choose_python(facts, wanted="3.8")
+
+
+def test_a_wanted_path_that_the_probe_did_not_see_is_asked_for_its_version(wheelhouse: Wheelhouse) -> None:
+    """An absolute path outside of the usual places counts as what it says it is."""
+    lock = load_lock(RAY_LOCK).select(marker_values((3, 9, 1), os="Linux", arch="x86_64"))
+    digest = runtime_digest(lock, (3, 9, 1), "x86_64")
+    node = ScriptedTransport("node1", [Rule("/opt/mine/python", b"3 9 1\n")])
+    facts = attrs.evolve(FACTS, runtime_digest=digest)
+    made = ensure_environment(node, facts, LAYOUT, wheelhouse=wheelhouse, python="/opt/mine/python")
+    assert (made.digest, made.created) == (digest, False)
+
+
+def test_making_an_environment_takes_no_longer_than_is_configured(wheelhouse: Wheelhouse) -> None:
+    """runtime.timeout_s is the limit of the command that makes it."""
+    node = ScriptedTransport("node1", [Rule("", b"created\n")])
+    ensure_environment(node, FACTS, LAYOUT, wheelhouse=wheelhouse, source="index", timeout_s=7.0)
+    assert [call.timeout_s for call in node.calls] == [7.0]
+
+
+def _install(env: Path, *, conda: str = "", python: str = "/nonexistent/python") -> Completed:
+    words = (str(env), "digest", python, conda, "3.10", "/nonexistent", "/nonexistent/uv", "", "", "")
+    return LocalTransport().run(Command.sh(INSTALL_SCRIPT, *words), timeout_s=60)
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_an_environment_of_somebody_else_is_left_alone(tmp_path: Path, kind: str) -> None:
+    """One of our name without our digest, SkyPilot's own for one, is refused and stays as it is."""
+    env, real = tmp_path / "skypilot-runtime", tmp_path / "real"
+    (env if kind == "directory" else real).mkdir()
+    if kind == "link":
+        env.symlink_to(real)
+    (env / "pyvenv.cfg").write_text("theirs")
+    assert _install(env).returncode == NOT_OURS
+    assert (env / "pyvenv.cfg").read_text() == "theirs"
+    assert env.is_symlink() == (kind == "link")
+    assert not list(tmp_path.glob("*.new.*"))
+
+
+def test_the_error_says_what_to_do_with_an_environment_of_somebody_else(wheelhouse: Wheelhouse) -> None:
+    """BringUpError names the path and how to go on."""
+    node = ScriptedTransport("node1", [Rule("", Completed(returncode=NOT_OURS, stdout=b"", stderr=b""))])
+    with pytest.raises(BringUpError) as caught:
+        ensure_environment(node, FACTS, LAYOUT, wheelhouse=wheelhouse, source="index")
+    assert "/home/me/skypilot-runtime" in caught.value.message
+    assert "mv /home/me/skypilot-runtime" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("left", ["our digest of before", "an interrupted one", "an empty directory"])
+def test_what_is_ours_or_nobodys_is_replaced(tmp_path: Path, left: str) -> None:
+    """An older one of ours, a half made one of ours and an empty directory are no obstacle."""
+    env = tmp_path / "skypilot-runtime"
+    env.mkdir()
+    if left == "our digest of before":
+        (env / ".skylib-digest").write_text("old")
+    elif left == "an interrupted one":
+        (env / "half").write_text("")
+        Path(f"{env}.making").touch()
+    assert _install(env).returncode not in (0, NOT_OURS)  # it goes on, and fails for want of uv
+
+
+def test_an_interrupted_conda_is_known_as_ours_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:
+    """While conda makes the environment in place, the file beside it says whose that is; a failure leaves neither."""
+    env, conda = tmp_path / "skypilot-runtime", tmp_path / "conda"
+    conda.write_text(f'#!/bin/sh\nls "{tmp_path}" >"{tmp_path}/seen"\nmkdir -p "{env}"\ntouch "{env}/half"\nexit 1\n')
+    conda.chmod(0o700)
+    assert _install(env, conda=str(conda)).returncode == CONDA_FAILED
+    assert "skypilot-runtime.making" in (tmp_path / "seen").read_text()
+    assert not env.exists()
+    assert not Path(f"{env}.making").exists()
