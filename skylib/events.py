@@ -9,11 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import Enum
 
 import attrs
 
-__all__ = ["Event", "EventSink", "Phase", "Span", "discard", "fan", "span"]
+__all__ = ["Event", "EventSink", "Phase", "Relay", "Span", "discard", "fan", "span"]
 
 _log = logging.getLogger("skylib")
 
@@ -70,6 +71,46 @@ def fan(*sinks: EventSink) -> EventSink:
             sink(event)
 
     return to_all
+
+
+class Relay:
+    """A sink for what several operations share: gives each event to the operation that runs in the caller's context.
+
+    Threads that work for an operation run in a copy of its context (`contextvars.copy_context`). What comes outside of
+    any operation, or after its end, is dropped.
+    """
+
+    def __call__(self, event: Event) -> None:
+        running = _RUNNING.get()
+        if running is not None and running.relay is self and not running.ended:
+            running.sink(event)
+
+    @contextmanager
+    def to(self, sink: EventSink) -> Iterator[None]:
+        """For the length of a `with` block, events of this context go to `sink`; of operations within, to theirs."""
+        before = _RUNNING.get()
+        mine = _Running(self, sink)
+        _RUNNING.set(mine)
+        try:
+            yield
+        finally:
+            mine.ended = True
+            if _RUNNING.get() is mine:  # not so when a generator is closed in another context
+                _RUNNING.set(before)
+
+
+class _Running:
+    """An operation under way."""
+
+    __slots__ = ("ended", "relay", "sink")
+
+    def __init__(self, relay: Relay, sink: EventSink) -> None:
+        self.relay = relay
+        self.sink = sink
+        self.ended = False
+
+
+_RUNNING: ContextVar[_Running | None] = ContextVar("skylib_operation", default=None)
 
 
 @contextmanager

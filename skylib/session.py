@@ -9,15 +9,16 @@ import secrets
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from skylib import __version__
 from skylib.config.load import Config, load_config
 from skylib.errors import ClusterNotFound, SkyError
-from skylib.events import EventSink, discard, fan, span
+from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.journal import Journal
 from skylib.locks import Locks
 from skylib.models.cluster import ClusterRecord, NodeRecord
@@ -56,9 +57,11 @@ class Session:
         self.clock = clock
         self._overrides = dict(config or {})
         self._sink = events or discard
+        self._relay = Relay()
         self._lock = threading.RLock()
         self._parts: dict[str, object] = {}
         self._agents: dict[str, AgentClient] = {}
+        _renew_in_children(self)
 
     def __repr__(self) -> str:
         return f"Session(home={str(self.home.root)!r})"
@@ -86,7 +89,10 @@ class Session:
     @property
     def wheelhouse(self) -> Wheelhouse:
         def make() -> Wheelhouse:
-            return Wheelhouse(self.home, hold=lambda scope: self.locks.hold(scope, operation="wheels", timeout_s=1800))
+            def hold(scope: str) -> AbstractContextManager[None]:
+                return self.locks.hold(scope, operation="wheels", timeout_s=1800)
+
+            return Wheelhouse(self.home, hold=hold, events=self._relay)
 
         return self._part("wheelhouse", make)
 
@@ -121,7 +127,12 @@ class Session:
             known = self._agents.get(cluster_id)
             if known is None:
                 known = AgentClient(
-                    transport, bridge_command(python, layout), cluster=cluster, cluster_id=cluster_id, version=__version__
+                    transport,
+                    bridge_command(python, layout),
+                    cluster=cluster,
+                    cluster_id=cluster_id,
+                    version=__version__,
+                    call_timeout_s=self.config.agent.call_timeout_s,
                 )
                 self._agents[cluster_id] = known
             return known
@@ -139,7 +150,14 @@ class Session:
 
         def ensure(transport: Transport, facts: NodeFacts, layout: NodeLayout) -> Environment:
             return ensure_environment(
-                transport, facts, layout, wheelhouse=self.wheelhouse, source=runtime.source, events=events
+                transport,
+                facts,
+                layout,
+                wheelhouse=self.wheelhouse,
+                source=runtime.source,
+                python=runtime.python,
+                timeout_s=runtime.timeout_s,
+                events=events,
             )
 
         return ensure
@@ -171,11 +189,11 @@ class Session:
 
     @contextmanager
     def operation(self, name: str, cluster: str = "") -> Iterator[EventSink]:
-        """One verb: its events go to the caller's sink and to a file of their own under the home's logs."""
+        """One verb: its events and those of its commands go to the caller's sink and to a file of their own under logs."""
         journal = Journal(self.home, operation=name, cluster=cluster, keep=self.config.logs.keep)
         sink = fan(self._sink, journal)
         try:
-            with span(sink, name, cluster=cluster):
+            with self._relay.to(sink), span(sink, name, cluster=cluster):
                 yield sink
         except SkyError as error:
             error.__dict__.setdefault("log_path", str(journal.path) if journal.path else None)
@@ -222,7 +240,7 @@ class Session:
             connect_timeout_s=ssh.connect_timeout_s, keepalive_s=ssh.keepalive_s, max_channels=ssh.max_channels
         )
         user_config = Path(ssh.user_config).expanduser() if ssh.user_config else Path(os.devnull)
-        return Transports(self.home, settings=settings, user_config_path=user_config)
+        return Transports(self.home, settings=settings, user_config_path=user_config, events=self._relay)
 
     def _read_user_hash(self) -> str:
         path = self.home.user_hash
@@ -235,3 +253,15 @@ class Session:
             known = hashlib.sha256(seed.encode()).hexdigest()[:8]
             write_private(path, known.encode() + b"\n")
         return known
+
+
+def _renew_in_children(session: Session) -> None:
+    """A forked child has no thread that would give the lock back."""
+    mine = weakref.ref(session)
+
+    def renew() -> None:
+        still = mine()
+        if still is not None:
+            still._lock = threading.RLock()
+
+    os.register_at_fork(after_in_child=renew)

@@ -75,7 +75,7 @@ class AgentClient:
         self._cluster = cluster
         self._cluster_id = cluster_id
         self._version = version
-        self._call_timeout_s = call_timeout_s
+        self.call_timeout_s = call_timeout_s
         self._channel: Channel | None = None
         self._greeted: Channel | None = None
         self._renew()
@@ -102,7 +102,7 @@ class AgentClient:
         Raises AgentError when the channel broke or no answer came in time (the channel is dropped then), AgentReplyError
         (with `kind`) when the agent refused, TransportError.
         """
-        limit_s = self._call_timeout_s if isinstance(answer_within_s, Within) else answer_within_s
+        limit_s = self.call_timeout_s if isinstance(answer_within_s, Within) else answer_within_s
         again = verb in _REPEATABLE if repeatable is None else repeatable
         for attempt in (1, 2):
             channel = self._open_channel()

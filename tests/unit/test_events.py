@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import pytest
 
-from skylib.events import Event, Phase, discard, fan, span
+from skylib.events import Event, Phase, Relay, discard, fan, span
+from skylib.transport.fanout import fanout
 
 
 def test_a_step_starts_and_finishes() -> None:
@@ -108,3 +110,46 @@ def test_steps_are_logged_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[0].startswith("good finished in ")
     assert caplog.messages[1].startswith("bad failed after ")
     assert logging.getLogger("skylib").handlers == []
+
+
+def _event(step: str) -> Event:
+    return Event(step=step, phase=Phase.NOTE, at=0.0)
+
+
+def test_a_relay_gives_events_to_the_operation_of_its_context() -> None:
+    """Two operations at once on what they share: each gets its own events, from its worker threads, too."""
+    relay = Relay()
+    seen: dict[str, list[str]] = {"a": [], "b": []}
+    both = threading.Barrier(2)
+
+    def operation(name: str) -> None:
+        with relay.to(lambda event: seen[name].append(event.step)):
+            both.wait(20)
+            relay(_event(name))
+            fanout(lambda number: relay(_event(f"{name}{number}")), range(2))
+
+    threads = [threading.Thread(target=operation, args=(name,)) for name in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert {name: sorted(steps) for name, steps in seen.items()} == {"a": ["a", "a0", "a1"], "b": ["b", "b0", "b1"]}
+
+
+def test_a_relay_drops_what_comes_outside_of_its_operations() -> None:
+    """Before, after, after the end in a copied context, and in another relay's operation."""
+    relay, other = Relay(), Relay()
+    seen: list[str] = []
+
+    def sink(event: Event) -> None:
+        seen.append(event.step)
+
+    relay(_event("before"))
+    with relay.to(sink):
+        copied = contextvars.copy_context()
+        with other.to(discard):
+            relay(_event("in another's"))
+        relay(_event("in"))
+    relay(_event("after"))
+    copied.run(relay, _event("late"))
+    assert seen == ["in"]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
 from pathlib import Path
 
 import pytest
 
 from skylib.errors import ClusterNotFound
 from skylib.events import Event
+from skylib.models.node import HostAddress
+from skylib.runtime.layout import NodeLayout
 from skylib.session import Session
+from skylib.transport.command import Command
+from skylib.transport.fanout import fanout
 
 
 def test_each_verb_has_a_journal_of_its_own(tmp_path: Path):
@@ -67,3 +73,53 @@ def test_what_a_dead_process_began_is_settled_by_the_next_holder_of_the_lock(tmp
     with session.hold("train", "down"):
         assert [intent.operation for intent in session.store.open_intents("train")] == ["launch"]
     assert session.store.open_intents("train") == []
+
+
+def test_each_remote_command_is_in_its_operations_journal(tmp_path: Path):
+    """Command (masked), exit code, seconds and bytes stand in the journal, those of worker threads included."""
+    session = Session(tmp_path / "sky")
+    transport = session.transport(HostAddress(kind="local"))
+    command = Command.sh("printf hello; exit 3", env={"TOKEN": "hush"}, masked_env=frozenset({"TOKEN"}))
+    with session.operation("status"):
+        fanout(lambda number: transport.run(command), range(2))
+    transport.run(command)
+    (path,) = (tmp_path / "sky" / "logs").iterdir()
+    runs = [line for line in map(json.loads, path.read_text().splitlines()) if line["step"] == "transport.run"]
+    assert len(runs) == 2
+    assert [(run["facts"]["returncode"], run["facts"]["stdout_bytes"]) for run in runs] == [(3, 5)] * 2
+    assert all(run["seconds"] > 0 and run["facts"]["host"] == "localhost" for run in runs)
+    assert "printf hello" in path.read_text()
+    assert "hush" not in path.read_text()
+
+
+def test_a_child_forked_while_the_session_is_locked_can_use_it(tmp_path: Path):
+    """A child forked while another thread makes a part of the session does not wait for that thread."""
+    session = Session(tmp_path / "sky")
+    held, goes_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with session._lock:
+            held.set()
+            goes_on.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(20)
+    child = multiprocessing.get_context("fork").Process(target=lambda: session.config)
+    child.start()
+    child.join(20)
+    stuck = child.is_alive()
+    child.kill()
+    child.join()
+    goes_on.set()
+    thread.join()
+    assert not stuck
+    assert child.exitcode == 0
+
+
+def test_the_time_for_an_answer_of_the_agent_is_the_configured_one(tmp_path: Path):
+    """agent.call_timeout_s is what a call waits when it says nothing else."""
+    session = Session(tmp_path / "sky", config={"agent": {"call_timeout_s": 0.2}})
+    transport = session.transport(HostAddress(kind="local"))
+    agent = session.new_agent("train", "id-1", transport, "/bin/true", NodeLayout(root=str(tmp_path)))
+    assert agent.call_timeout_s == 0.2
