@@ -92,3 +92,16 @@ def test_an_unknown_column_is_refused(db: JobsDb) -> None:
     """Names of columns never come from outside."""
     with pytest.raises(ValueError, match="no such columns"):
         db.update([(1, {"status = 'x' --": 1})])
+
+
+def test_what_follows_from_an_id_is_there_with_the_job(db: JobsDb) -> None:
+    """In the same transaction: when it cannot be made, there is no job."""
+    db.insert([row()], lambda place, job_id: {"task_id": f"task-{place}-{job_id}"})
+    assert [job["task_id"] for job in db.rows()] == ["task-0-1"]
+
+    def fail(place: int, job_id: int) -> dict[str, Any]:
+        raise OSError(job_id)
+
+    with pytest.raises(OSError, match="2"):
+        db.insert([row()], fail)
+    assert len(db.rows()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,25 @@ def test_a_cut_never_parts_a_character(text: str, length: int) -> None:
 def test_a_reader_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:
     """No file, no lines, no error."""
     assert MergedReader(str(tmp_path / "none"), 0).read() == []
+
+
+@pytest.mark.parametrize(("pieces", "room"), [(1, 25), (4, 180)])
+def test_a_full_disk_passes(tmp_path: Path, pieces: int, room: int) -> None:
+    """A write that was cut short, of the text or of the index, is as if it had never been, and comes again later."""
+    log = MergedLog(str(tmp_path))
+    for number in range(pieces):
+        log.append("run", "head", 0, 2 * number, b"x\n", goes_on=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # stands for the disk's end: a short write, then an error
+    try:
+        with pytest.raises(OSError, match="too large"):
+            log.append("run", "head", 0, 2 * pieces, b"last\n", goes_on=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lines = ["x"] * pieces
+    assert [item["text"] for item in MergedReader(str(tmp_path), 0).read()] == lines
+    log.append("run", "head", 0, 2 * pieces, b"last\n", goes_on=False)
+    log.append("run", "head", 0, 2 * pieces + 5, b"more\n", goes_on=False)
+    lines += ["last", "more"]
+    assert [item["text"] for item in MergedReader(str(tmp_path), 0).read()] == lines
+    assert (tmp_path / "run.log").read_text() == "".join(f"(head, rank=0) {line}\n" for line in lines)

@@ -62,7 +62,7 @@ def test_ending_asks_first_and_then_insists() -> None:
 
     began = time.monotonic()
     result = end(find, grace_s=0.3)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert set(result.ended) == {deaf.pid, good.pid}
     assert result.survivors == []
     assert (good.wait(5), deaf.wait(5)) == (-15, -9)
