@@ -48,6 +48,10 @@ stopped.json, beside jobs.db, is what an autostop leaves behind: {"at": time, "r
 ended. Without an agent that answers, "stopping": true means that the end was begun and nobody knows how far it came. The
 next `daemon` without --asleep removes it.
 
+`end --config FILE [--cluster-id ID]` ends every process of the cluster on its node, without an agent; when ID is not the
+configuration's it prints {} and touches nothing. A job that ran then is FAILED_DRIVER, with that cause, once an agent looks
+again; one that was queued is still queued, so whoever ends a cluster cancels its jobs first.
+
 JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
           "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>"}
