@@ -66,7 +66,7 @@ class _Link:
         address = f"{self._config.head_ip}:{self._config.ray_port}"
         deadline = time.monotonic() + _CONNECT_S
         _wait_for_port(self._config.head_ip, self._config.ray_port, deadline)
-        _wait_for_raylet(address, deadline)
+        _wait_for_raylet(address, self._config.node_ip, deadline)
         while True:
             try:
                 ray.init(
@@ -224,14 +224,15 @@ def _wait_for_port(ip: str, port: int, deadline: float) -> None:
             time.sleep(0.02)
 
 
-def _wait_for_raylet(address: str, deadline: float) -> None:
-    """Until the GCS knows a node that is alive; `ray.init` itself looks only once a second."""
+def _wait_for_raylet(address: str, ip: str, deadline: float) -> None:
+    """Until the GCS knows a node of this machine that is alive; `ray.init` itself looks only once a second."""
     client = getattr(ray._raylet, "GcsClient", None)
     if client is None or not hasattr(client, "get_all_node_info"):
         return
     while time.monotonic() < deadline:
         try:
-            if any(node["state"] == 0 for node in client(address=address).get_all_node_info(1.0).values()):
+            nodes = client(address=address).get_all_node_info(1.0).values()
+            if any(node["state"] == 0 and _stands_at(node, ip) for node in nodes):
                 return
         except ray.exceptions.RpcError:
             pass  # the GCS is not quite there
@@ -239,6 +240,12 @@ def _wait_for_raylet(address: str, deadline: float) -> None:
             sys.stderr.write(f"the raylet is not waited for: {exc!r}\n")
             return
         time.sleep(0.02)
+
+
+def _stands_at(node: Any, ip: str) -> bool:
+    """A node's name is its IP, unless it was given another; a Ray that tells no name is not waited for any longer."""
+    name = node.get("node_name", b"")
+    return not name or (name.decode() if isinstance(name, bytes) else str(name)) == ip
 
 
 def main(config_path: str) -> int:

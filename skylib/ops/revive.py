@@ -28,7 +28,7 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
     """
     if record.status is not ClusterStatus.STOPPED:
         problem = _why_not_ready(session, record, events)
-        if isinstance(problem, AgentError) and not isinstance(problem, AgentReplyError):
+        if problem is not None and (not isinstance(problem, AgentReplyError) or problem.kind == "asleep"):
             problem = _with_new_agents(session, record, events)
         if problem is None:
             return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)

@@ -128,6 +128,8 @@ def _look(session: Session, record: ClusterRecord) -> Seen | None:
         return Seen(reached=False)
     except AgentError:
         return _look_without_agent(session, record)
+    if info.get("asleep"):  # woken to be read, and nothing else
+        return _look_without_agent(session, record)
     return Seen(
         reached=True,
         agent=True,
