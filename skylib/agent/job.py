@@ -101,6 +101,7 @@ def parse_codes(text: Optional[str]) -> List[Optional[int]]:
 
 
 def format_codes(codes: Sequence[Optional[int]]) -> str:
+    """Exit codes by rank as jobs.db keeps them: "0,,137", empty for a rank that has not ended."""
     return ",".join("" if code is None else str(code) for code in codes)
 
 

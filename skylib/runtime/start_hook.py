@@ -71,9 +71,7 @@ def _return_when_gcs_listens() -> None:
 
 def _wait_for_session(address: str) -> None:
     """A worker that began before its head goes on the moment that the head has written what every worker reads first."""
-    import ray
-
-    client_of: Any = getattr(getattr(ray, "_raylet", None), "GcsClient", None)
+    client_of: Any = getattr(sys.modules.get("ray._raylet"), "GcsClient", None)
     if not address or client_of is None or not _until(lambda: _accepts(address), _HEAD_WAIT_S):
         return
     client: Any = client_of(address=address)

@@ -236,7 +236,9 @@ def test_a_host_that_dies_during_the_launch(make_warm_host: Callable[..., Host],
             worker.crash()
 
     lab = lab_of(head, worker)
-    client = skylib.Client(lab.home, events=sink, config={"provision": {"timeout_s": 40}, "ssh": {"keepalive_s": 1, "connect_timeout_s": 3}})
+    client = skylib.Client(
+        lab.home, events=sink, config={"provision": {"timeout_s": 40}, "ssh": {"keepalive_s": 1, "connect_timeout_s": 3}}
+    )
     with pytest.raises(errors.SkyError):
         client.launch(lab.task(num_nodes=2), "c")
     worker.boot()

@@ -23,7 +23,6 @@ def test_the_client_server_is_left_out_and_what_is_not_there_is_not_made(monkeyp
     """Only attributes that this Ray has are changed."""
     monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
     monkeypatch.delenv("SKYLIB_RAY_GCS_ADDRESS", raising=False)
-    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     params = Params()
     start_hook.trim(params, False)
     assert params.ray_client_server_port is None
@@ -77,10 +76,9 @@ def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pyt
                 raise answer
             return answer
 
-    ray, raylet = types.ModuleType("ray"), types.ModuleType("ray._raylet")
+    raylet = types.ModuleType("ray._raylet")
     raylet.GcsClient = GcsClient  # type: ignore[attr-defined]
-    ray._raylet = raylet  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray._raylet", raylet)
     monkeypatch.setenv("SKYLIB_RAY_GCS_ADDRESS", address)
     monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
     start_hook.trim(Params(), False)
