@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -151,7 +152,7 @@ class AgentClient:
                 yield {"ok": message.get("ok", {})}
                 return
         finally:
-            if not done:
+            if not done and not sys.is_finalizing():  # an interpreter that ends closes the channel anyway
                 channel.cancel(replies.number)
 
     def close(self) -> None:

@@ -257,3 +257,35 @@ def test_ssh_command_opens_a_shell_there(shared: Lab):
     assert line.startswith("ssh ")
     assert node.internal_ip in line
     assert str(shared.hosts[0].key_path) in line
+
+
+def test_a_script_that_ends_in_the_middle_of_a_log_ends_quietly(shared: Lab):
+    """A process that leaves a log half read exits at once, prints nothing of ours, and the job goes on."""
+    code = (
+        "import sys, skylib\n"
+        "client = skylib.Client(sys.argv[1])\n"
+        "lines = client.exec('echo begun; sleep 1; echo ended', 'shared').logs()\n"
+        "print(next(lines).text)\n"
+    )
+    argv = [sys.executable, "-c", code, str(shared.home)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "begun\n", "")
+    newest = shared.client.queue("shared")[-1]
+    assert shared.client.job("shared", newest.job_id).wait().status is skylib.JobStatus.SUCCEEDED
+
+
+def test_ctrl_c_in_a_watching_process_leaves_the_job_running(shared: Lab):
+    """A real SIGINT ends the process that follows a log; the job runs to its end."""
+    code = (
+        "import os, signal, sys, skylib\n"
+        "client = skylib.Client(sys.argv[1])\n"
+        "for line in client.exec('echo begun; sleep 1; echo ended', 'shared').logs():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    argv = [sys.executable, "-c", code, str(shared.home)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert "KeyboardInterrupt" in done.stderr
+    newest = shared.client.queue("shared")[-1]
+    job = shared.client.job("shared", newest.job_id)
+    assert job.wait().status is skylib.JobStatus.SUCCEEDED
+    assert texts(list(job.logs())) == ["begun", "ended"]
