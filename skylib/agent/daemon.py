@@ -29,6 +29,7 @@ __all__ = ["Daemon", "main"]
 _log = logging.getLogger(__name__)
 _NODE_LOST_S = 12.0
 _TICK_S = 1.0
+_START_GRACE_S = 900.0
 _GRACE_S = 3.0
 _GONE_S = 6.0
 _START_S = 20.0
@@ -54,7 +55,7 @@ class Daemon(Keeper):
         self._engine: Optional[Engine] = None
         self._gone_since: Dict[int, float] = {}
         self._stopped = os.path.join(config.sky, "stopped.json")
-        self._was_up = False
+        self._was_up = self._ever_up = False
         self._keeping: Optional[asyncio.Task[None]] = None
 
     async def run(self, ready: Any) -> None:
@@ -123,6 +124,9 @@ class Daemon(Keeper):
         engine = self.engine
         if engine.ranks.up and not self._was_up:
             self._keeping = asyncio.ensure_future(self._keep_reservations())
+        if engine.ranks.up and not self._ever_up:
+            self._ever_up = True
+            self.touch()
         self._was_up = engine.ranks.up
         engine.schedule()
         engine.tell(0)
@@ -139,6 +143,8 @@ class Daemon(Keeper):
             try:
                 await asyncio.sleep(self._pause())
                 self._lose_nodes(time.monotonic())
+                if not self._ever_up and time.time() - self.started_at < _START_GRACE_S:
+                    self.touch()  # a launch is at work: its cluster is not idle before it stands
                 due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
                 if due == 0 and not self.engine.stopping:
                     await self._autostop()

@@ -18,6 +18,7 @@ from skylib.runtime.agent_client import AgentClient, payload_bytes
 __all__ = ["follow", "keep", "kept_lines", "kept_path", "log_line"]
 
 PATIENCE_S = 120.0
+ONE_LOOK_PATIENCE_S = 3.0  # who does not follow wants what is there now
 _TEXT = "run.log"
 
 
@@ -26,8 +27,9 @@ def follow(
 ) -> Iterator[LogLine]:
     """Lines of a job's merged log from `offset` on; with `follow` until the job has ended and all is told.
 
-    A break is healed by resuming at the last line's next_offset, for up to two minutes without progress; then the
-    error is raised: a broken stream never looks like the end. Raises JobNotFound, AgentError, TransportError.
+    A break is healed by resuming at the last line's next_offset, for up to two minutes (without `follow`, 3 s) without
+    progress; then the error is raised: a broken stream never looks like the end.
+    Raises JobNotFound, AgentError, TransportError.
     """
     broken_since: float | None = None
     pause_s = 0.2
@@ -49,7 +51,7 @@ def follow(
         except (AgentError, TransportError) as error:
             now = time.monotonic()
             broken_since = broken_since or now
-            if not error.retryable or now - broken_since > PATIENCE_S:
+            if not error.retryable or now - broken_since > (PATIENCE_S if follow else ONE_LOOK_PATIENCE_S):
                 raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)

@@ -109,8 +109,10 @@ def cancel(
 ) -> list[polling.Cancelled]:
     """End jobs and every process of theirs, on all nodes. Without ids or all: the newest running one.
 
-    A job of a cluster that is gone has ended: nothing is to be done.
+    An empty list means none. A job of a cluster that is gone has ended: nothing is to be done.
     """
+    if job_ids is not None and not job_ids and not all_jobs:
+        return []
     if cluster_id is not None and life_of(session, name, cluster_id).record is None:
         return []
     record = require_up(session, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from skylib.errors import InvalidSpecError
 from skylib.events import EventSink, span
 from skylib.models.cluster import ClusterRecord
 from skylib.models.node import HostAddress
@@ -13,7 +14,7 @@ from skylib.session import Session
 from skylib.staging.plan import SyncPlan, plan_sync
 from skylib.staging.sync import SyncNode, sync
 
-__all__ = ["deliver", "deliver_to", "files_digest", "prepare_files"]
+__all__ = ["check_targets", "deliver", "deliver_to", "files_digest", "prepare_files"]
 
 
 def prepare_files(task: Task, events: EventSink, *, workdir_only: bool = False) -> SyncPlan:
@@ -22,6 +23,19 @@ def prepare_files(task: Task, events: EventSink, *, workdir_only: bool = False) 
         plan = plan_sync(task.workdir, None if workdir_only else task.file_mounts)
         step.note(files=plan.files, bytes=plan.bytes)
         return plan
+
+
+def check_targets(task: Task, infra: str) -> None:
+    """Raises InvalidSpecError for a mount into `~` on this machine: that is the user's own home, and not the node's."""
+    if infra != "local":
+        return
+    for target in task.file_mounts:
+        if target == "~" or target.startswith("~/"):
+            raise InvalidSpecError(
+                f"{target}: on local, ~ is your own home, where nothing is put",
+                field=f"file_mounts[{target}]",
+                hint="mount to a relative path, which lies in the node's sky_workdir, or to /tmp/...",
+            )
 
 
 def deliver(session: Session, files: SyncPlan, record: ClusterRecord, events: EventSink) -> None:

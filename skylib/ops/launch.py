@@ -19,8 +19,8 @@ from skylib.models.plan import Plan
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.cleanup import take_away
-from skylib.ops.files import deliver, deliver_to, files_digest, prepare_files
-from skylib.ops.lifecycle import set_timer
+from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, prepare_files
+from skylib.ops.lifecycle import kept_busy, set_timer
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
 from skylib.session import Session
@@ -117,20 +117,23 @@ def _standing(
         )
     if record is None:
         context = session.provider_context(events)
-        only = asked.chosen if isinstance(asked, Plan) else None
+        placement = choose(session, task, context, only=asked.chosen if isinstance(asked, Plan) else None)
+        check_targets(task, placement.infra)
         return make(
             session,
             task,
             name,
-            choose(session, task, context, only=only),
+            placement,
             context,
             autostop=autostop_of(task, options),
             beside=lambda places: deliver_to(session, files, places, events),
             timeout_s=max(1.0, left_s(session.config.provision.timeout_s)),
         )
     refuse_misfit(task, record)
+    check_targets(task, record.infra)
     record = revive(session, record, events, may_end_jobs=False)
-    deliver(session, files, record, events)
+    with kept_busy(session, record):
+        deliver(session, files, record, events)
     timer = autostop_of(task, options, record.autostop)
     return record if timer == record.autostop else set_timer(session, record, timer)
 

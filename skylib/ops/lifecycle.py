@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from skylib.errors import AgentError
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+
+from skylib.errors import AgentError, TransportError
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
 from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back, raise_unclean
@@ -11,7 +16,7 @@ from skylib.ops.lives import require_up
 from skylib.ops.revive import revive
 from skylib.session import Session
 
-__all__ = ["autostop", "down", "set_timer", "start", "stop"]
+__all__ = ["autostop", "down", "kept_busy", "set_timer", "start", "stop"]
 
 
 def stop(session: Session, name: str) -> DownReceipt:
@@ -80,6 +85,33 @@ def autostop(session: Session, name: str, idle_minutes: float, *, down: bool = F
         record = require_up(session, name)
         setting = AutostopRecord(idle_minutes=idle_minutes or 1, down=down) if idle_minutes >= 0 else None
         set_timer(session, record, setting)
+
+
+@contextmanager
+def kept_busy(session: Session, record: ClusterRecord) -> Iterator[None]:
+    """While files are on their way the cluster is not idle: its timer is set again and again to what it is."""
+    timer = record.autostop
+    if timer is None:
+        yield
+        return
+    done = threading.Event()
+    agent = session.agent(record)
+    pause_s = min(15.0, 20.0 * timer.idle_minutes)
+
+    def renew() -> None:
+        while True:
+            with suppress(AgentError, TransportError):  # the delivery itself will tell what is wrong
+                agent.call("autostop", idle_minutes=timer.idle_minutes, down=timer.down)
+            if done.wait(pause_s):
+                return
+
+    renewing = threading.Thread(target=copy_context().run, args=(renew,), name="skylib-busy", daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewing.join()
 
 
 def set_timer(session: Session, record: ClusterRecord, setting: AutostopRecord | None) -> ClusterRecord:

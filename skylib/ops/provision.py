@@ -163,9 +163,7 @@ def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluste
     return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id, **changes)
 
 
-def _member(
-    session: Session, cluster: str, number: int, offer: Offer, address: HostAddress, facts: NodeFacts
-) -> Member:
+def _member(session: Session, cluster: str, number: int, offer: Offer, address: HostAddress, facts: NodeFacts) -> Member:
     local = address.kind == "local"
     root = str(session.home.local_node(cluster) / f"rank{number}") if local else facts.home
     env = str(session.home.runtime / ENV_NAME) if local else f"{facts.home}/{ENV_NAME}"

@@ -8,6 +8,7 @@ from skylib.jobs import polling
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_everywhere, raise_unclean
+from skylib.ops.lives import stopped_by_itself
 from skylib.ops.provision import bring_up_again
 from skylib.runtime.agent_restart import restart_agent
 from skylib.session import Session
@@ -29,6 +30,8 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
     if record.status is not ClusterStatus.STOPPED:
         problem = _why_not_ready(session, record, events)
         if problem is not None and (not isinstance(problem, AgentReplyError) or problem.kind == "asleep"):
+            if stopped_by_itself(session, record) is not None:
+                return _again(session, record, events)
             problem = _with_new_agents(session, record, events)
         if problem is None:
             return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 import attrs
@@ -13,8 +12,8 @@ from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
 from skylib.ops.cleanup import end_everywhere, take_away
 from skylib.ops.joblogs import bring_logs_home
+from skylib.ops.lives import stopped_by_itself
 from skylib.session import Session
-from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
 __all__ = ["Seen", "check", "next_status", "refresh", "status"]
@@ -140,16 +139,11 @@ def _look(session: Session, record: ClusterRecord) -> Seen | None:
 
 
 def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
-    marker = f"{record.head.root}/.sky/stopped.json"
     try:
-        done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=20.0)
+        said = stopped_by_itself(session, record)
     except TransportError:
         return Seen(reached=False)
-    try:
-        said = json.loads(done.stdout) if done.ok else {}
-    except ValueError:
-        said = {}
-    if said.get("cluster_id") != record.cluster_id:
+    if said is None:
         return Seen(reached=True)
     return Seen(reached=True, stopped=True, released=bool(said.get("down")))
 

@@ -19,7 +19,7 @@ def named(error: BaseException, cluster: str, host: str, step: str) -> BaseExcep
         cluster=cluster,
         host=host,
         step=step,
-        command=error.command,
+        command="ray start" if step == "runtime.ray" else error.command,
         evidence=error.evidence,
         hint=error.hint,
         attempts=(error,),

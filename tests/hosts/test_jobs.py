@@ -159,6 +159,13 @@ def test_cancel_ends_the_whole_tree_on_all_nodes(shared: Lab):
     assert job.wait(check=False).status is skylib.JobStatus.CANCELLED
 
 
+def test_an_empty_list_cancels_nothing(shared: Lab):
+    """Ids that were computed and came out empty are not "the newest running job"."""
+    job = shared.client.exec("sleep 1", "shared")
+    assert shared.client.cancel("shared", []) == []
+    assert job.wait().status is skylib.JobStatus.SUCCEEDED
+
+
 def test_jobs_run_in_the_order_in_which_they_came(shared: Lab):
     """Three jobs that each want all CPUs of all nodes run one after the other, in order."""
     cpus = shared.client.cluster("shared").nodes()[0].cpus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,30 @@ def test_stop_keeps_files_and_hosts_and_start_brings_it_back(lab: Lab):
     again = lab.client.exec("cat ~/sky_workdir/kept", "nap")
     assert texts(list(again.logs())) == ["kept"]
     assert [record.job_id for record in lab.client.queue("nap")] == [1, 2]
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_launch_on_a_cluster_that_stopped_by_itself_brings_it_up_again(lab: Lab, down: bool):
+    """Nobody refreshed in between: the launch sees what the node wrote, and the job runs."""
+    lab.client.launch(lab.task("true"), "nextday").wait()
+    lab.client.autostop("nextday", 0.05, down=down)
+    eventually(lambda: not any(lab.ours(host) for host in lab.hosts), within_s=40, what="the node's own end")
+    job = lab.client.launch(lab.task("echo again"), "nextday", idle_minutes_to_autostop=5)
+    assert texts(list(job.logs())) == ["again"]
+
+
+def test_a_cluster_is_not_idle_while_files_are_sent_to_it(lab: Lab, tmp_path: Path):
+    """A delivery that takes longer than the timer does not find the cluster stopped at its end."""
+    lab.client.launch(lab.task("true"), "slow").wait()
+    lab.client.autostop("slow", 0.03)
+    big = tmp_path / "big"
+    big.mkdir()
+    with big.joinpath("file").open("wb") as file:
+        file.truncate(2_000_000_000)
+    started = time.monotonic()
+    job = lab.client.launch(lab.task("stat -c %s file", workdir=str(big)), "slow")
+    assert time.monotonic() - started > 0.03 * 60
+    assert texts(list(job.logs())) == ["2000000000"]
 
 
 def test_a_name_used_again_keeps_the_logs_of_both_lives(lab: Lab):

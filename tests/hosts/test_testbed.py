@@ -110,9 +110,9 @@ def test_localhost_has_both_addresses(ssh_hosts: list[Host]) -> None:
     assert "127.0.0.1" in ssh_hosts[0].sh("getent ahostsv4 localhost").stdout
 
 
-def test_the_machine_is_hidden(ssh_hosts: list[Host]) -> None:
+def test_the_machine_is_hidden(make_host: Callable[..., Host]) -> None:
     """A host shows a plain Debian: nothing of this machine's homes, /opt, /usr/local, checkout or temp files."""
-    host = ssh_hosts[0]
+    host = make_host()
     assert host.sh("ls /opt /usr/local/bin /tmp /var/tmp /mnt; ls -A /root", user="root").stdout.split() == [
         *("/mnt:", "/opt:", "/tmp:", "/usr/local/bin:", "/var/tmp:")
     ]
