@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 
 from skylib.errors import AgentError, TransportError
+from skylib.events import EventSink
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
 from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back, raise_unclean
@@ -51,10 +52,13 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
     """Cancel jobs, bring their logs home, end everything of the cluster, remove what it put on the nodes, release them.
 
     A node that cannot be reached or cleaned, or logs that did not come, raise (with the receipt as `receipt`) and the
-    cluster stays known. purge: forget it all the same; what is left is in the receipt.
+    cluster stays known. purge: forget it all the same; what is left is in the receipt, and the same call cleans it when
+    the node answers again.
     Raises ClusterNotFound, ClusterBusy, AgentError, TransportError.
     """
     with session.operation("down", name) as events, session.hold(name, "down"):
+        if purge and session.store.cluster(name) is None:
+            return _clean_again(session, name, events)
         record = session.require(name)
         intent = session.store.begin_intent("down", name, {"cluster_id": record.cluster_id, "purge": purge})
         missing = bring_logs_home(session, record, cancel=record.status is ClusterStatus.UP)
@@ -74,6 +78,16 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
         session.store.remove_cluster(name, at=session.clock(), cluster_id=record.cluster_id)
         session.store.settle_intent(intent, "done")
         return receipt
+
+
+def _clean_again(session: Session, name: str, events: EventSink) -> DownReceipt:
+    """What a purge had to leave on nodes that did not answer. Another cluster's nodes are not touched."""
+    past = next((each for each in session.store.history() if each.name == name), None)
+    if past is None:
+        session.require(name)
+        raise AssertionError("unreachable")  # pragma: no cover
+    receipts = end_and_release(session, past.record, events, force=True)
+    return DownReceipt(cluster_name=name, nodes=receipts, released=True, logs_kept="")
 
 
 def autostop(session: Session, name: str, idle_minutes: float, *, down: bool = False) -> None:

@@ -227,6 +227,27 @@ def test_two_launches_of_one_name_when_there_is_no_time_to_wait(lab: Lab):
     client.close()
 
 
+def test_a_host_that_a_purge_gave_up_is_cleaned_by_the_same_call_later(
+    make_warm_host: Callable[..., Host], lab_of: Callable[..., Lab]
+):
+    """A cut-off worker keeps its processes; when it is back, down(purge=True) ends them and the host serves again."""
+    head, worker = make_warm_host(), make_warm_host()
+    lab = lab_of(head, worker, config={"ssh": {"keepalive_s": 1, "connect_timeout_s": 3}})
+    lab.client.launch(lab.task("true", num_nodes=2), "lost").wait()
+    cut = worker if lab.client.status("lost")[0].nodes[1].host == worker.ip else head
+    cut.cut()
+    given_up = lab.client.down("lost", purge=True)
+    assert not given_up.clean
+    assert lab.client.status() == []
+    cut.restore()
+    cut.wait_ssh(20)
+    assert lab.ours(cut)
+    assert lab.client.down("lost", purge=True).clean
+    lab.assert_nothing_left()
+    assert lab.client.launch(lab.task("true", num_nodes=2), "found").wait().exit_codes == (0, 0)
+    lab.client.down("found")
+
+
 def test_a_host_that_dies_during_the_launch(make_warm_host: Callable[..., Host], lab_of: Callable[..., Lab]):
     """A worker that crashes while Ray starts: a typed error with the host; after its return down() finds nothing more."""
     head, worker = make_warm_host(), make_warm_host()
