@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 
 import attrs
@@ -25,6 +25,8 @@ UV_LOCK = "uv.txt"
 
 _PIN = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^\s;]+)(?:\s*;\s*(?P<marker>.*))?")
 _HASH = re.compile(r"--hash=(sha256:[0-9a-f]{64})")
+_TOKEN = re.compile(r"\s*(\(|\)|==|!=|<=|>=|<|>|'[^']*'|\"[^\"]*\"|not\s+in\b|[a-z_]+)")
+_VERSIONS = frozenset({"python_version", "python_full_version"})
 
 
 @attrs.frozen(kw_only=True)
@@ -104,10 +106,108 @@ def marker_values(python: tuple[int, int, int], *, os: str, arch: str) -> dict[s
 
 
 def holds(marker: str, values: Mapping[str, str]) -> bool:
-    """Whether an environment marker (PEP 508) holds on another machine than this one. Raises ConfigError."""
-    from packaging.markers import InvalidMarker, Marker, UndefinedComparison, UndefinedEnvironmentName
+    """Whether an environment marker (PEP 508) holds. Raises ConfigError on one that cannot be read."""
+    tokens = _tokens(marker)
+    result = _either(tokens, values, marker)
+    if tokens:
+        raise _unreadable(marker)
+    return result
 
-    try:
-        return Marker(marker).evaluate(dict(values))
-    except (InvalidMarker, UndefinedComparison, UndefinedEnvironmentName) as error:
-        raise ConfigError(f"the runtime's list has a marker that cannot be read: {marker!r}: {error}") from error
+
+def _tokens(marker: str) -> list[str]:
+    """Tokens, last one first."""
+    found = []
+    position = 0
+    text = marker.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise _unreadable(marker)
+        found.append(" ".join(match[1].split()) if match[1].startswith("not") else match[1])
+        position = match.end()
+    return found[::-1]
+
+
+def _either(tokens: list[str], values: Mapping[str, str], marker: str) -> bool:
+    result = _both(tokens, values, marker)
+    while tokens and tokens[-1] == "or":
+        tokens.pop()
+        result = _both(tokens, values, marker) or result
+    return result
+
+
+def _both(tokens: list[str], values: Mapping[str, str], marker: str) -> bool:
+    result = _one(tokens, values, marker)
+    while tokens and tokens[-1] == "and":
+        tokens.pop()
+        result = _one(tokens, values, marker) and result
+    return result
+
+
+def _one(tokens: list[str], values: Mapping[str, str], marker: str) -> bool:
+    if tokens and tokens[-1] == "(":
+        tokens.pop()
+        result = _either(tokens, values, marker)
+        if not tokens or tokens.pop() != ")":
+            raise _unreadable(marker)
+        return result
+    if len(tokens) < 3:
+        raise _unreadable(marker)
+    left, operator, right = tokens.pop(), tokens.pop(), tokens.pop()
+    is_version = bool(_VERSIONS & {left, right})
+    return _compare(_value(left, values, marker), operator, _value(right, values, marker), is_version, marker)
+
+
+def _value(token: str, values: Mapping[str, str], marker: str) -> str:
+    if token[:1] in "'\"":
+        return token[1:-1]
+    if token not in values:
+        raise _unreadable(marker)
+    return values[token]
+
+
+def _compare(left: str, operator: str, right: str, is_version: bool, marker: str) -> bool:
+    if operator == "in":
+        return left in right
+    if operator == "not in":
+        return left not in right
+    if operator not in _ORDER:
+        raise _unreadable(marker)
+    if not is_version:
+        if operator in ("==", "!="):
+            return (left == right) == (operator == "==")
+        raise _unreadable(marker)
+    if right.endswith(".*"):
+        wanted = _numbers(right[:-2], marker)
+        given = _numbers(left, marker)
+        if operator in ("==", "!="):
+            return (_padded(given, len(wanted))[: len(wanted)] == wanted) == (operator == "==")
+        raise _unreadable(marker)
+    a, b = _numbers(left, marker), _numbers(right, marker)
+    length = max(len(a), len(b))
+    return _ORDER[operator](_padded(a, length), _padded(b, length))
+
+
+_ORDER: Mapping[str, Callable[[Sequence[int], Sequence[int]], bool]] = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: tuple(a) < tuple(b),
+    "<=": lambda a, b: tuple(a) <= tuple(b),
+    ">": lambda a, b: tuple(a) > tuple(b),
+    ">=": lambda a, b: tuple(a) >= tuple(b),
+}
+
+
+def _numbers(version: str, marker: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    if not all(part.isdecimal() for part in parts):
+        raise _unreadable(marker)
+    return tuple(int(part) for part in parts)
+
+
+def _padded(version: tuple[int, ...], length: int) -> tuple[int, ...]:
+    return version + (0,) * (length - len(version))
+
+
+def _unreadable(marker: str) -> ConfigError:
+    return ConfigError(f"the runtime's list has a marker that cannot be read: {marker!r}")

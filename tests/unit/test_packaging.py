@@ -106,7 +106,7 @@ def test_only_the_agreed_packages_are_needed(metadata: email.message.Message) ->
     """The dependencies are few, and none is pinned so that it could break a host application."""
     needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     found = {line.split(">=")[0].strip() for line in needed}
-    assert found == {"attrs", "packaging", "pyyaml", "paramiko", "sqlite-utils", "portalocker", "ray", "uv"}
+    assert found == {"attrs", "pyyaml", "paramiko", "sqlite-utils", "portalocker", "ray", "uv"}
     assert [line for line in needed if "==" in line or "<" in line] == []
 
 

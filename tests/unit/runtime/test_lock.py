@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.markers import Marker
 
 from skylib.errors import ConfigError
 from skylib.runtime.lock import NEWER_LOCK, RAY_LOCK, UV_LOCK, holds, load_lock, marker_values, parse_lock
@@ -70,18 +72,40 @@ def test_a_package_that_is_not_there_is_told() -> None:
         load_lock(UV_LOCK).version("numpy")
 
 
-@pytest.mark.parametrize(
-    ("marker", "holds_there"),
-    [
-        ("python_full_version < '3.11'", True),
-        ("python_version >= '3.10' and sys_platform == 'linux'", False),
-        ("platform_machine == 'aarch64'", True),
-        ("sys_platform == 'win32' or python_version == '3.9'", True),
-    ],
+versions = st.tuples(st.integers(2, 3), st.integers(0, 15), st.integers(0, 20))
+numbers = st.builds(lambda v, n: ".".join(str(part) for part in v[:n]), versions, st.integers(2, 3))
+comparisons = st.one_of(
+    st.builds(
+        "{} {} '{}'".format,
+        st.sampled_from(["python_full_version", "python_version"]),
+        st.sampled_from(["<", "<=", ">", ">=", "==", "!="]),
+        numbers,
+    ),
+    st.builds("python_full_version {} '{}.*'".format, st.sampled_from(["==", "!="]), numbers),
+    st.builds(
+        "{} {} '{}'".format,
+        st.sampled_from(["sys_platform", "platform_machine", "implementation_name", "platform_python_implementation"]),
+        st.sampled_from(["==", "!="]),
+        st.sampled_from(["linux", "win32", "x86_64", "cpython", "CPython", "PyPy"]),
+    ),
+    st.builds("'{}' {} platform_machine".format, st.sampled_from(["x86", "arm", "64"]), st.sampled_from(["in", "not in"])),
 )
-def test_markers_are_asked_of_the_node_not_of_this_machine(marker: str, holds_there: bool) -> None:
-    """A marker is true or false for the Python and machine that are given, whatever runs here."""
-    assert holds(marker, marker_values((3, 9, 18), os="Linux", arch="aarch64")) is holds_there
+markers = st.recursive(
+    comparisons,
+    lambda inner: st.one_of(
+        st.builds("{} and {}".format, inner, inner),
+        st.builds("{} or {}".format, inner, inner),
+        st.builds("({})".format, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@given(markers, versions, st.sampled_from(ARCHES))
+def test_markers_mean_what_packaging_says(marker: str, python: tuple[int, int, int], arch: str) -> None:
+    """Our reading of a marker is the packaging library's, for any Python."""
+    values = marker_values(python, os="Linux", arch=arch)
+    assert holds(marker, values) == Marker(marker).evaluate(dict(values))
 
 
 @given(st.text(max_size=30))
@@ -93,8 +117,18 @@ def test_an_unreadable_marker_is_a_config_error(marker: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("marker", ["", "python_version", "(sys_platform == 'linux'", "os == 'x'", "a b c d"])
+@pytest.mark.parametrize(
+    "marker", ["", "python_version", "(sys_platform == 'linux'", "sys_platform < 'z'", "os == 'x'", "a b c d"]
+)
 def test_broken_markers_are_refused(marker: str) -> None:
-    """A marker that is cut or unknown does not count as false."""
+    """A marker that is cut, unknown or ordered where there is no order does not count as false."""
     with pytest.raises(ConfigError, match="cannot be read"):
         holds(marker, marker_values((3, 11, 7), os="Linux", arch="x86_64"))
+
+
+def test_many_threads_read_the_list_at_once() -> None:
+    """One thread for each host selects from the list: all get the same, and none fails."""
+    values = marker_values((3, 11, 7), os="Linux", arch="x86_64")
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: load_lock(RAY_LOCK).select(values).digest, range(200)))
+    assert len(set(found)) == 1
