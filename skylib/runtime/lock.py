@@ -2,7 +2,8 @@
 
 The lists (data/*.txt) are pip requirements with hashes, for every platform and Python at once; the first lines of each hold
 the command that makes it anew. pip reads their markers for the interpreter that it runs on, whatever --python-version
-says, so what a node needs is chosen here, by `Lock.select`.
+says, so what a node needs is chosen here, by `Lock.select`. Nor does the packaging library read them: it asks
+`ast.literal_eval` for their strings, which was seen to fail in Python 3.11.7 (SystemError) when each host's thread did so.
 """
 
 from __future__ import annotations
