@@ -8,6 +8,7 @@ says, so what a node needs is chosen here, by `Lock.select`. Nor does the packag
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -71,8 +72,9 @@ class Lock:
         return hashlib.sha256(self.render().encode()).hexdigest()
 
 
+@functools.cache
 def load_lock(name: str) -> Lock:
-    """One of the shipped lists: RAY_LOCK, NEWER_LOCK or UV_LOCK."""
+    """One of the shipped lists: RAY_LOCK, NEWER_LOCK or UV_LOCK. Read once: each host of each launch asks for it."""
     return parse_lock((resources.files("skylib.runtime") / "data" / name).read_text(encoding="utf-8"))
 
 
