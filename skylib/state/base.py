@@ -160,9 +160,15 @@ class StateStore(Protocol):
     def open_intents(self, cluster: str | None = None) -> list[IntentRecord]:
         """Those not settled, oldest first."""
 
-    # Small values that skylib keeps for itself.
+    # Small values that skylib keeps for itself, and, in a shared database, configuration, pools and host keys.
 
     def config_get(self, key: str) -> object | None: ...
 
     def config_set(self, key: str, value: object) -> None:
         """Keep a JSON value; None forgets the key."""
+
+    def config_add(self, key: str, value: object) -> object:
+        """Keep a JSON value unless the key has one; the value that stands after."""
+
+    def config_items(self, prefix: str) -> dict[str, object]:
+        """All keys that begin with `prefix` ("pools/"), in order, with their values."""
