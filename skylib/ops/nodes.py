@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from skylib.errors import InvalidSpecError
 from skylib.models.cluster import NodeRecord
 from skylib.session import Session
@@ -43,7 +45,7 @@ def ssh_command(session: Session, name: str, rank: int = 0) -> str:
         return f"cd {quote(node.root)} && exec $SHELL"
     words = ["ssh"]
     if address.identity_file:
-        words += ["-i", address.identity_file]
+        words += ["-i", os.path.expanduser(address.identity_file)]
     if address.port:
         words += ["-p", str(address.port)]
     if address.proxy_jump:

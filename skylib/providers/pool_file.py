@@ -75,7 +75,7 @@ def read_pools(file: Path) -> dict[str, Pool]:
 
 
 def parse_pools(text: str, *, file: str) -> dict[str, Pool]:
-    """The same from text. `file` is for messages, and `~` in identity_file is the caller's home."""
+    """The same from text. `file` is for messages."""
     try:
         documents = read_documents(text, file=file)
         if len(documents) > 1:
@@ -197,10 +197,10 @@ def _text(value: object) -> str:
 
 
 def _identity_file(text: str) -> str:
-    expanded = os.path.expanduser(text)
-    if not os.path.isabs(expanded):
+    """As it was written: `~` is whoever connects, which may be another account's client that shares the state."""
+    if not os.path.isabs(os.path.expanduser(text)):
         raise spec_error(f"expected an absolute path or one that begins with ~, got {shown(text)}")
-    return expanded
+    return text
 
 
 def _price(value: object) -> float:

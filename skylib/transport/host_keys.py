@@ -1,4 +1,7 @@
-"""Which key a host may show: the user's known_hosts files, then ours; a new host's key is accepted once and kept."""
+"""Which key a host may show: the user's known_hosts files, then ours; a new host's key is accepted once and kept.
+
+Homes that share their state (a `db`) share this record, too: a host that one of them has met is known to all.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,35 @@ import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 
 from skylib.errors import HostKeyError, TransportError
 from skylib.locks import Locks
-from skylib.paths import SkyHome, ensure_private_dir
+from skylib.paths import SkyHome, ensure_private_dir, write_private
 from skylib.transport.known_hosts import KnownKey, fingerprint, judge, known_name, parse, render
 
-__all__ = ["HostKeys", "preferred_order"]
+__all__ = ["HostKeys", "SharedHostKeys", "preferred_order"]
 
 _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 30.0
+
+
+class SharedHostKeys(Protocol):
+    """Keys that several homes have in common. where: their place, for people."""
+
+    @property
+    def where(self) -> str: ...
+
+    def key(self, name: str) -> str:
+        """The line of a host, as known_hosts has it; "" when it is not known. Raises StateError."""
+
+    def add(self, name: str, line: str) -> str:
+        """Keep a host's line unless it has one; the line that stands after. Raises StateError."""
+
+    def forget(self, name: str) -> None:
+        """Raises StateError."""
 
 
 @attrs.frozen(kw_only=True)
@@ -25,30 +45,54 @@ class HostKeys:
     """The record of one home. Files are read anew each time: they are small, and others write them too."""
 
     home: SkyHome
+    shared: SharedHostKeys | None = None
 
     def kinds(self, name: str, port: int, files: Iterable[str]) -> tuple[str, ...]:
         """Kinds of key that are on record for a host: to be asked for first, or it would look changed."""
         wanted = known_name(name, port)
-        found = (key.kind for key in self._read_all(files) if key.marker == "" and key.covers(wanted))
+        found = (key.kind for key in self._read_all(files, wanted) if key.marker == "" and key.covers(wanted))
         return tuple(dict.fromkeys(found))
 
     def check(self, name: str, port: int, kind: str, blob: bytes, *, files: Iterable[str], host: str) -> bool:
         """True when the key was on record; False when the host was new and its key was written down now.
 
         files: the user's known_hosts files. host: for people. Raises HostKeyError when the record says otherwise,
-        TransportError when our record cannot be written.
+        TransportError when our record cannot be written, StateError when the shared one cannot be used.
         """
         wanted = known_name(name, port)
         files = tuple(files)
-        if self._allowed(self._read_all(files), wanted, kind, blob, host):
+        if self._allowed(self._read_all(files, wanted), wanted, kind, blob, host):
+            self._share(wanted, kind, blob, host)
             return True
         with Locks(self.home).hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
             # Somebody else may have met the host since.
-            if self._allowed(self._read_all(files), wanted, kind, blob, host):
+            if self._allowed(self._read_all(files, wanted), wanted, kind, blob, host):
                 return True
+            self._share(wanted, kind, blob, host)
             self._append(render(wanted, kind, blob), host)
         _log.info("%s is a new host; its %s key %s was accepted", host, kind, fingerprint(blob))
         return False
+
+    def forget(self, name: str) -> int:
+        """Take a host out of our record and the shared one; how many lines of ours went. The user's files stay.
+
+        name: as known_hosts has it, "host" or "[host]:port".
+        """
+        wanted = name.lower()
+        with Locks(self.home).hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
+            if self.shared is not None:
+                self.shared.forget(wanted)
+            lines = _text(str(self.home.known_hosts)).splitlines(keepends=True)
+            kept = [line for line in lines if not any(wanted in key.hosts for key in parse(line))]
+            if len(kept) < len(lines):
+                write_private(self.home.known_hosts, "".join(kept).encode())
+            return len(lines) - len(kept)
+
+    def _share(self, name: str, kind: str, blob: bytes, host: str) -> None:
+        """Raises HostKeyError when another home has met another key meanwhile."""
+        if self.shared is not None:
+            stands = self.shared.key(name) or self.shared.add(name, render(name, kind, blob))
+            self._allowed(parse(stands, self.shared.where), name, kind, blob, host)
 
     def _allowed(self, keys: Iterable[KnownKey], name: str, kind: str, blob: bytes, host: str) -> bool:
         verdict = judge(keys, name, kind, blob)
@@ -68,7 +112,7 @@ class HostKeys:
                 "the key was marked as revoked: do not use the host before its owner gave it a new one"
                 if revoked
                 else "somebody may stand in between. If the host was installed anew, "
-                f"remove line {against.line} of {against.file} and try again"
+                f"client.forget_host_key({name!r}) or remove line {against.line} of {against.file}, and try again"
             ),
             expected=fingerprint(against.blob),
             seen=fingerprint(blob),
@@ -76,8 +120,10 @@ class HostKeys:
             line=against.line,
         )
 
-    def _read_all(self, files: Iterable[str]) -> list[KnownKey]:
+    def _read_all(self, files: Iterable[str], name: str) -> list[KnownKey]:
         found: list[KnownKey] = []
+        if self.shared is not None:
+            found += parse(self.shared.key(name), self.shared.where)
         for file in (*files, str(self.home.known_hosts)):
             keys = parse(_text(file), file)
             if any(key.marker == "@cert-authority" for key in keys):

@@ -35,7 +35,7 @@ spare:
 """
 
 
-def test_pool_values_are_defaults_of_its_hosts(isolated_home: Path) -> None:
+def test_pool_values_are_defaults_of_its_hosts() -> None:
     """A host has what it says, else what its pool says, else nothing, which leaves it to ~/.ssh/config."""
     pools = parse_pools(FULL, file="pools.yaml")
     assert [(host.name, host.price_per_hour, host.address) for host in pools["lab"].hosts] == [
@@ -43,7 +43,7 @@ def test_pool_values_are_defaults_of_its_hosts(isolated_home: Path) -> None:
             "gpu-alias:2200",
             0.5,
             HostAddress(
-                kind="ssh", host="gpu-alias", user="ubuntu", port=2200, identity_file=f"{isolated_home}/.ssh/lab"
+                kind="ssh", host="gpu-alias", user="ubuntu", port=2200, identity_file="~/.ssh/lab"
             ),
         ),
         (
@@ -61,7 +61,7 @@ def test_pool_values_are_defaults_of_its_hosts(isolated_home: Path) -> None:
         (
             "[fd00::7]:2200",
             0.5,
-            HostAddress(kind="ssh", host="fd00::7", user="ubuntu", port=2200, identity_file=f"{isolated_home}/.ssh/lab"),
+            HostAddress(kind="ssh", host="fd00::7", user="ubuntu", port=2200, identity_file="~/.ssh/lab"),
         ),
     ]
     assert [host.address for host in pools["spare"].hosts] == [HostAddress(kind="ssh", host="10.0.0.9")]

@@ -114,3 +114,65 @@ def test_processes_that_meet_new_hosts_at_once_lose_no_entry(home: SkyHome) -> N
     assert [worker.exitcode for worker in workers] == [0] * 12
     names = {key.hosts[0] for key in parse(home.known_hosts.read_text())}
     assert names == {f"h{number}" for number in range(12)}
+
+
+class Shared:
+    """A record that several homes have in common, in memory."""
+
+    where = "database db/skylib"
+
+    def __init__(self) -> None:
+        self.lines: dict[str, str] = {}
+
+    def key(self, name: str) -> str:
+        return self.lines.get(name, "")
+
+    def add(self, name: str, line: str) -> str:
+        return self.lines.setdefault(name, line)
+
+    def forget(self, name: str) -> None:
+        self.lines.pop(name, None)
+
+
+def test_homes_that_share_a_record_share_its_hosts(tmp_path: Path) -> None:
+    """What one home has met is known to the other, and another key is refused there."""
+    shared = Shared()
+    one, two = (HostKeys(home=SkyHome(tmp_path / name), shared=shared) for name in ("one", "two"))
+    assert not one.check("gpu", 22, ED, b"one", files=(), host="gpu")
+    assert two.kinds("gpu", 22, ()) == (ED,)
+    assert two.check("gpu", 22, ED, b"one", files=(), host="gpu")
+    with pytest.raises(HostKeyError) as caught:
+        two.check("gpu", 22, ED, b"two", files=(), host="gpu")
+    assert caught.value.file == shared.where
+    assert "forget_host_key('gpu')" in str(caught.value.hint)
+
+
+def test_a_key_that_this_home_knew_before_is_shared(tmp_path: Path) -> None:
+    """A record that was kept in files goes into the shared one as hosts are reached."""
+    home = SkyHome(tmp_path / "one")
+    HostKeys(home=home).check("gpu", 22, ED, b"one", files=(), host="gpu")
+    shared = Shared()
+    assert HostKeys(home=home, shared=shared).check("gpu", 22, ED, b"one", files=(), host="gpu")
+    assert shared.lines == {"gpu": render("gpu", ED, b"one")}
+
+
+def test_the_first_of_two_homes_wins(tmp_path: Path) -> None:
+    """A host that shows another key to a second home at the same time is refused there, and nothing is written."""
+
+    class Overtaken(Shared):
+        def add(self, name: str, line: str) -> str:
+            return self.lines.setdefault(name, render("gpu", ED, b"other"))
+
+    home = SkyHome(tmp_path / "two")
+    with pytest.raises(HostKeyError):
+        HostKeys(home=home, shared=Overtaken()).check("gpu", 22, ED, b"one", files=(), host="gpu")
+    assert not home.known_hosts.exists()
+
+
+def test_a_forgotten_host_is_new_again(home: SkyHome) -> None:
+    """forget() removes the host's line alone, and the next key is accepted."""
+    check(home, "gpu", b"one")
+    check(home, "other", b"x")
+    assert HostKeys(home=home).forget("gpu") == 1
+    assert home.known_hosts.read_text() == render("other", ED, b"x")
+    assert not check(home, "gpu", b"two")
