@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -16,6 +17,7 @@ from skylib.models.offer import Offer, Survey
 from skylib.models.receipts import InfraStatus
 from skylib.models.resources import Resources
 from skylib.paths import SkyHome
+from skylib.providers.pool_file import Pool, read_pools
 from skylib.transport.base import Transport
 
 __all__ = ["NodeHandle", "NodeMaker", "NodeSpec", "NodeState", "Probes", "Provider", "ProviderContext"]
@@ -57,6 +59,8 @@ class ProviderContext:
     claims: (infra, host) -> name of the cluster that holds it, of this home. cluster_name, cluster_id: the cluster that
     the machines are for; what it holds itself counts as free. max_at_once: connections that are begun together.
     patience_s: how long a survey waits for machines that have not answered when those that have are enough.
+    pools: the SSH pools there are; by default those of the home's file. machine: what this machine is called in the
+    state, which other machines may share.
     """
 
     home: SkyHome
@@ -67,6 +71,10 @@ class ProviderContext:
     events: EventSink = discard
     max_at_once: int = 32
     patience_s: float = 2.0
+    machine: str = "localhost"
+    pools: Callable[[], Mapping[str, Pool]] = attrs.field(
+        default=attrs.Factory(lambda self: partial(read_pools, self.home.ssh_node_pools), takes_self=True)
+    )
     probes: Probes = attrs.field(
         default=attrs.Factory(lambda self: Probes(self.transports, self.events), takes_self=True)
     )

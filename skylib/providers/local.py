@@ -22,8 +22,6 @@ from skylib.providers.refusals import held_here, mark_of_another, refusal_of
 
 __all__ = ["LocalProvider"]
 
-_HOST = "localhost"
-_ADDRESS = HostAddress(kind="local", host=_HOST)
 
 
 class LocalProvider:
@@ -40,16 +38,17 @@ class LocalProvider:
         facts = _ask(context, 1)
         if isinstance(facts, Refusal):
             return (InfraStatus(infra=self.name, usable=False, reason=facts.reason),)
-        return (InfraStatus(infra=self.name, usable=True, hosts=(_HOST,), problems=facts.notes),)
+        return (InfraStatus(infra=self.name, usable=True, hosts=(context.machine,), problems=facts.notes),)
 
     def create(self, spec: NodeSpec, context: ProviderContext) -> tuple[NodeHandle, ...]:
-        held = held_here(context.claims, infra=self.name, host=_HOST, cluster_name=spec.cluster_name)
+        held = held_here(context.claims, infra=self.name, host=context.machine, cluster_name=spec.cluster_name)
         if held is not None:
             raise NoCapacityError(
-                f"this machine is {held.reason}", cluster=spec.cluster_name, reasons={_HOST: held.reason}
+                f"this machine is {held.reason}", cluster=spec.cluster_name, reasons={context.machine: held.reason}
             )
+        address = _address(context)
         return tuple(
-            NodeHandle(rank=rank, infra=self.name, host=_HOST, address=_ADDRESS) for rank in range(len(spec.offers))
+            NodeHandle(rank=rank, infra=self.name, host=address.host, address=address) for rank in range(len(spec.offers))
         )
 
     def observe(self, nodes: Sequence[NodeHandle], context: ProviderContext) -> Mapping[NodeHandle, NodeState]:
@@ -61,7 +60,7 @@ class LocalProvider:
 
     def _look(self, want: Resources, num_nodes: int, context: ProviderContext) -> Offer | Refusal:
         held = held_here(
-            context.claims, infra=self.name, host=_HOST, cluster_name=context.cluster_name, capacity=num_nodes
+            context.claims, infra=self.name, host=context.machine, cluster_name=context.cluster_name, capacity=num_nodes
         )
         if held is not None:
             return held
@@ -70,8 +69,8 @@ class LocalProvider:
             return facts
         offer = Offer(
             infra=self.name,
-            host=_HOST,
-            address=_ADDRESS,
+            host=context.machine,
+            address=_address(context),
             cpus=facts.cpus,
             memory_gib=facts.memory_gib,
             disk_free_gib=facts.disk_free_gib,
@@ -80,15 +79,20 @@ class LocalProvider:
         )
         reasons = why_not_any(offer, want)
         if reasons:
-            return Refusal(infra=self.name, host=_HOST, reason=", ".join([*reasons, *facts.notes]), capacity=num_nodes)
+            words = ", ".join([*reasons, *facts.notes])
+            return Refusal(infra=self.name, host=context.machine, reason=words, capacity=num_nodes)
         marked = mark_of_another(
-            facts, infra=self.name, host=_HOST, cluster_id=context.cluster_id, capacity=num_nodes
+            facts, infra=self.name, host=context.machine, cluster_id=context.cluster_id, capacity=num_nodes
         )
         return marked or offer
 
 
+def _address(context: ProviderContext) -> HostAddress:
+    return HostAddress(kind="local", host=context.machine)
+
+
 def _ask(context: ProviderContext, capacity: int) -> NodeFacts | Refusal:
     try:
-        return context.probes.facts(_ADDRESS)
+        return context.probes.facts(_address(context))
     except SkyError as error:
-        return attrs.evolve(refusal_of(error, infra=LocalProvider.name, host=_HOST), capacity=capacity)
+        return attrs.evolve(refusal_of(error, infra=LocalProvider.name, host=context.machine), capacity=capacity)

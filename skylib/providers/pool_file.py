@@ -28,7 +28,7 @@ from skylib.models.spec_errors import check_keys, kind_of, shown, spec_error, wi
 from skylib.models.units import whole_number
 from skylib.models.yaml_source import Document, place_error, read_documents
 
-__all__ = ["Pool", "PoolHost", "parse_pools", "pick_pools", "read_pools"]
+__all__ = ["Pool", "PoolHost", "parse_pools", "pick_pools", "read_pool_bodies", "read_pools"]
 
 _DEFAULTS = ("user", "identity_file", "password", "port", "proxy_jump", "price_per_hour")
 _POOL_KEYS = (*_DEFAULTS, "hosts")
@@ -63,15 +63,41 @@ def read_pools(file: Path) -> dict[str, Pool]:
 
     Raises ConfigError with file and line for what cannot be meant so.
     """
+    text = _file_text(file)
+    return {} if text is None else parse_pools(text, file=str(file))
+
+
+def read_pool_bodies(file: Path) -> dict[str, dict[str, object]] | None:
+    """The pools of a file as they were written, by name, but for passwords; None when there is no such file.
+
+    Raises ConfigError as `read_pools`, for what that would refuse.
+    """
+    text = _file_text(file)
+    if text is None:
+        return None
+    parse_pools(text, file=str(file))
+    documents = read_documents(text, file=str(file))
+    bodies = documents[0].value if documents else {}
+    return {name: _without_passwords(body) for name, body in bodies.items()}  # type: ignore[attr-defined]
+
+
+def _without_passwords(body: Mapping[str, object]) -> dict[str, object]:
+    hosts = [
+        {key: value for key, value in host.items() if key != "password"} if isinstance(host, Mapping) else host
+        for host in body["hosts"]  # type: ignore[attr-defined]
+    ]
+    return {**{key: value for key, value in body.items() if key != "password"}, "hosts": hosts}
+
+
+def _file_text(file: Path) -> str | None:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", file=str(file)) from error
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text", file=str(file)) from None
-    return parse_pools(text, file=str(file))
 
 
 def parse_pools(text: str, *, file: str) -> dict[str, Pool]:

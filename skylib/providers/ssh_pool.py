@@ -13,7 +13,7 @@ from skylib.models.resources import Resources
 from skylib.optimizer.fit import why_not, why_not_any
 from skylib.providers.base import NodeHandle, NodeSpec, NodeState, ProviderContext
 from skylib.providers.gather import gather
-from skylib.providers.pool_file import Pool, PoolHost, pick_pools, read_pools
+from skylib.providers.pool_file import Pool, PoolHost, pick_pools
 from skylib.providers.refusals import held_here, mark_of_another, refusal_of
 from skylib.transport.fanout import fanout
 
@@ -35,7 +35,7 @@ class SshPoolProvider:
     def survey(self, want: Resources, num_nodes: int, context: ProviderContext) -> Survey:
         file = context.home.ssh_node_pools
         pools: dict[str, Pool] = {}
-        known = read_pools(file)
+        known = context.pools()
         for infra in _infras_of(want):
             pools.update((pool.name, pool) for pool in pick_pools(known, infra, file=file))
         asked = [(pool, host) for pool in pools.values() for host in pool.hosts]
@@ -54,7 +54,7 @@ class SshPoolProvider:
         )
 
     def check(self, context: ProviderContext) -> Sequence[InfraStatus]:
-        pools = tuple(read_pools(context.home.ssh_node_pools).values())
+        pools = tuple(context.pools().values())
         asked = [(pool, host) for pool in pools for host in pool.hosts]
         found = fanout(
             lambda pair: _ask(pair[0], pair[1], context), asked, limit=context.max_at_once, jitter_s=_JITTER_S
@@ -67,7 +67,7 @@ class SshPoolProvider:
     def create(self, spec: NodeSpec, context: ProviderContext) -> tuple[NodeHandle, ...]:
         """The hosts as they are in the pool file now. NoCapacityError when one is gone from it or held by another."""
         file = context.home.ssh_node_pools
-        (pool,) = pick_pools(read_pools(file), Infra.parse(spec.infra), file=file)
+        (pool,) = pick_pools(context.pools(), Infra.parse(spec.infra), file=file)
         hosts = {host.name: host for host in pool.hosts}
         reasons: dict[str, str] = {}
         for offer in spec.offers:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from skylib.errors import InvalidSpecError
+from skylib.errors import ConnectError, InvalidSpecError
 from skylib.events import EventSink, discard
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
 from skylib.transport.base import Transport
+from skylib.transport.host_keys import SharedHostKeys
 from skylib.transport.local import LocalTransport
 from skylib.transport.ssh import SshTransport
 from skylib.transport.ssh_params import SshSettings
@@ -25,16 +26,24 @@ class Transports:
         *,
         settings: SshSettings | None = None,
         user_config_path: Path | None = None,
+        shared_keys: SharedHostKeys | None = None,
+        machine: str = "localhost",
         events: EventSink = discard,
     ) -> None:
+        """shared_keys: host keys that other homes have met. machine: what this one is called in a state that they share."""
         self._home = home
         self._settings = settings or SshSettings()
         self._user_config_path = user_config_path
+        self._shared_keys = shared_keys
+        self._machine = machine
         self._events = events
         self._kept: dict[HostAddress, Transport] = {}
 
     def get(self, address: HostAddress) -> Transport:
-        """The transport of an address; nothing is connected yet. Raises InvalidSpecError on an unknown kind."""
+        """The transport of an address; nothing is connected yet.
+
+        Raises InvalidSpecError on an unknown kind, ConnectError for a `local` node that is another machine's.
+        """
         kept = self._kept.get(address)
         if kept is not None:
             return kept
@@ -54,6 +63,13 @@ class Transports:
 
     def _make(self, address: HostAddress) -> Transport:
         if address.kind == "local":
+            if address.host not in ("localhost", self._machine):
+                raise ConnectError(
+                    f"this node is `local` to machine {address.host!r}, and this is {self._machine!r}",
+                    host=address.host,
+                    hint=f"use the cluster from {address.host}",
+                    retryable=False,
+                )
             return LocalTransport(address.host, events=self._events)
         if address.kind == "ssh":
             return SshTransport(
@@ -61,6 +77,7 @@ class Transports:
                 home=self._home,
                 settings=self._settings,
                 user_config_path=self._user_config_path,
+                shared_keys=self._shared_keys,
                 events=self._events,
             )
         message = f"no transport of kind {address.kind!r}"

@@ -19,7 +19,7 @@ from skylib.transport.base import Chunk, Completed
 from skylib.transport.collect import Collector
 from skylib.transport.command import Command
 from skylib.transport.files import Upload, absolute, save
-from skylib.transport.host_keys import HostKeys
+from skylib.transport.host_keys import HostKeys, SharedHostKeys
 from skylib.transport.ssh_channel import OpenChannel, SshByteChannel, SshProcess
 from skylib.transport.ssh_connection import Connection, dial
 from skylib.transport.ssh_errors import mapped
@@ -71,11 +71,12 @@ class SshTransport:
         home: SkyHome,
         settings: SshSettings | None = None,
         user_config_path: Path | None = None,
+        shared_keys: SharedHostKeys | None = None,
         events: EventSink = discard,
     ) -> None:
         self.address = address
         self.settings = settings or SshSettings()
-        self._host_keys = HostKeys(home=home)
+        self._host_keys = HostKeys(home=home, shared=shared_keys)
         self._user_config_path = user_config_path
         self._events = events
         self._collector = Collector(host=address.host, events=events)
