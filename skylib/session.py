@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from skylib import __version__
 from skylib.config.load import Config, load_config
@@ -52,14 +52,18 @@ class Session:
         config: Mapping[str, object] | None = None,
         events: EventSink | None = None,
         clock: Callable[[], float] = time.time,
+        transports: Transports | None = None,
+        store: StateStore | None = None,
     ) -> None:
+        """transports, store: in the place of those that the home's configuration asks for; close() closes them, too."""
         self.home = SkyHome(Path(home) if home is not None else default_home())
         self.clock = clock
         self._overrides = dict(config or {})
         self._sink = events or discard
         self._relay = Relay()
         self._lock = threading.RLock()
-        self._parts: dict[str, object] = {}
+        given = {"transports": transports, "store": store}
+        self._parts: dict[str, object] = {name: part for name, part in given.items() if part is not None}
         self._agents: dict[str, AgentClient] = {}
         _renew_in_children(self)
 
@@ -225,8 +229,8 @@ class Session:
             agent.close()
         if isinstance(transports, Transports):
             transports.close()
-        if isinstance(store, SqliteStore):
-            store.close()
+        if store is not None:
+            cast(StateStore, store).close()
 
     def _part(self, name: str, make: Callable[[], _T]) -> _T:
         with self._lock:
