@@ -17,15 +17,19 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skylib.errors import StateError
 from skylib.locks import Locks
 from skylib.paths import SkyHome, ensure_private_dir
+from skylib.state.backend import Connection
 from skylib.state.gate import Gate
 from skylib.state.migrations import SCHEMA_VERSION, check_version, migrate, schema_version
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 __all__ = ["Connections"]
 
@@ -41,7 +45,7 @@ _CLOSE_WAIT_S = 60.0
 
 
 class Connections:
-    """Connections to the store of one home, opened and migrated at first use. Usable again after `close` and fork."""
+    """The Backend in one home's file, opened and migrated at first use. Usable again after `close` and fork."""
 
     def __init__(self, home: SkyHome, locks: Locks) -> None:
         self._home = home
@@ -49,19 +53,25 @@ class Connections:
         self._path = home.state_db
         self._gate = Gate()
         self._mutex = threading.Lock()
-        self._open: dict[threading.Thread, sqlite3.Connection] = {}
+        self._open: dict[threading.Thread, _Opened] = {}
         self._pid = 0
 
-    def read(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
-        """What `action` returns; it may be called again when the store was busy, so it must do nothing else."""
-        return self._trying(action)
+    @property
+    def where(self) -> str:
+        return str(self._path)
 
-    def write(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
-        """`action` as one transaction, begun IMMEDIATE; on disk when this returns. Any error undoes all of it."""
+    def read(self, action: Callable[[Connection], _T]) -> _T:
+        def reading(opened: _Opened) -> _T:
+            with opened.transaction("BEGIN"):
+                return action(_Reading(opened.raw))
 
-        def writing(connection: sqlite3.Connection) -> _T:
-            with _transaction(connection):
-                return action(connection)
+        return self._trying(reading)
+
+    def write(self, action: Callable[[Connection], _T], *, durable: bool = True) -> _T:
+        def writing(opened: _Opened) -> _T:
+            opened.sync(durable=durable)
+            with opened.transaction("BEGIN IMMEDIATE"):
+                return action(_Writing(opened.database()))
 
         return self._trying(writing)
 
@@ -71,13 +81,13 @@ class Connections:
         self._close_idle(self._gate.shut(timeout_s=_CLOSE_WAIT_S))
         self._gate.open()
 
-    def _trying(self, action: Callable[[sqlite3.Connection], _T]) -> _T:
+    def _trying(self, action: Callable[[_Opened], _T]) -> _T:
         deadline = time.monotonic() + _BUSY_BOUND_S
         wait_s = 0.005
         while True:
             try:
-                with self._errors_told(), self._own_connection() as connection:
-                    return action(connection)
+                with self._errors_told(), self._own_connection() as opened:
+                    return action(opened)
             except _Busy as busy:
                 if time.monotonic() >= deadline:
                     raise StateError(
@@ -90,20 +100,20 @@ class Connections:
             wait_s = min(wait_s * 2, 0.2)
 
     @contextlib.contextmanager
-    def _own_connection(self) -> Iterator[sqlite3.Connection]:
+    def _own_connection(self) -> Iterator[_Opened]:
         self._watch_forks()
         with self._gate.inside():
             thread = threading.current_thread()
-            connection = self._open.get(thread)
-            if connection is None:
-                connection = self._connect()
+            opened = self._open.get(thread)
+            if opened is None:
+                opened = _Opened(self._connect())
                 with self._mutex:
                     ended = [other for other in self._open if not other.is_alive()]
                     unused = [self._open.pop(other) for other in ended]
-                    self._open[thread] = connection
+                    self._open[thread] = opened
                 for other in unused:
-                    other.close()
-            yield connection
+                    other.raw.close()
+            yield opened
 
     def _connect(self) -> sqlite3.Connection:
         self._make_file()
@@ -112,7 +122,6 @@ class Connections:
         try:
             version = schema_version(connection)
             check_version(version, self._path)
-            connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             if version < SCHEMA_VERSION:
                 with self._locks.hold("store", operation="migrate the store", timeout_s=_MIGRATION_BOUND_S):
@@ -160,8 +169,8 @@ class Connections:
         with self._mutex:
             idle = [thread for thread in self._open if thread.ident not in busy]
             unused = [self._open.pop(thread) for thread in idle]
-        for connection in unused:
-            connection.close()
+        for opened in unused:
+            opened.raw.close()
 
     def _watch_forks(self) -> None:
         """Once in each process that uses these connections: see to it that no child inherits one."""
@@ -196,23 +205,83 @@ class Connections:
         self._gate = Gate()
         self._mutex = threading.Lock()
         inherited, self._open = self._open, {}
-        for connection in inherited.values():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        for opened in inherited.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened.raw))
 
 
 class _Busy(Exception):
     """Somebody else has the store locked; never leaves this module."""
 
 
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+class _Opened:
+    """One open connection, and how it syncs now."""
+
+    __slots__ = ("_database", "_durable", "raw")
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+        self._durable: bool | None = None
+        self._database: Database | None = None
+
+    def sync(self, *, durable: bool) -> None:
+        """How the next transactions reach the disk; SQLite changes that between transactions only."""
+        if durable is not self._durable:
+            self.raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+
+    def database(self) -> Database:
+        if self._database is None:
+            from sqlite_utils import Database
+
+            self._database = Database(self.raw, recursive_triggers=False, execute_plugins=False)
+        return self._database
+
+    @contextlib.contextmanager
+    def transaction(self, begin: str) -> Iterator[None]:
+        self.raw.execute(begin)
+        try:
+            yield
+            self.raw.execute("COMMIT")
+        finally:
+            if self.raw.in_transaction:
+                self.raw.execute("ROLLBACK")
+
+
+class _Reading:
+    """A Connection for queries: without sqlite-utils, whose import takes longer than most questions."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._raw.execute(sql, parameters).fetchall()
+
+    def execute(self, sql: str, *parameters: object) -> int:
+        return self._raw.execute(sql, parameters).rowcount
+
+    def many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        self._raw.executemany(sql, rows)
+
+
+class _Writing:
+    """A Connection inside a write transaction."""
+
+    __slots__ = ("_database",)
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._database.execute(sql, parameters).fetchall()
+        return found
+
+    def execute(self, sql: str, *parameters: object) -> int:
+        return int(self._database.execute(sql, parameters).rowcount)
+
+    def many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        self._database.conn.executemany(sql, rows)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

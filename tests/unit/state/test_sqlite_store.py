@@ -18,6 +18,7 @@ from skylib.errors import MigrationError, StateError
 from skylib.paths import SkyHome
 from skylib.state import connections as connections_module
 from skylib.state import migrations
+from skylib.state.backend import Connection
 from skylib.state.migrations import SCHEMA_VERSION
 from skylib.state.sqlite import SqliteStore
 from tests.processes import Child, run_at_once
@@ -74,11 +75,12 @@ def test_a_file_that_others_can_read_is_made_private(home: SkyHome, store: Sqlit
 def test_settings_of_a_connection(store: SqliteStore) -> None:
     """Write-ahead log, full sync, foreign keys."""
 
-    def ask(connection: sqlite3.Connection) -> list[object]:
+    def ask(connection: Connection) -> list[object]:
         names = ("journal_mode", "synchronous", "foreign_keys")
-        return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+        return [connection.rows(f"PRAGMA {name}")[0][0] for name in names]
 
-    assert store._connections.read(ask) == ["wal", 2, 1]
+    assert store._connections.write(ask) == ["wal", 2, 1]
+    assert store._connections.write(ask, durable=False) == ["wal", 1, 1]
 
 
 def test_each_migration_is_recorded_once(home: SkyHome) -> None:
