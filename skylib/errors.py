@@ -23,11 +23,13 @@ __all__ = [
     "CommandError",
     "ConfigError",
     "ConnectError",
+    "DatabaseUnreachable",
     "FactError",
     "HostKeyError",
     "InvalidSpecError",
     "JobFailed",
     "JobNotFound",
+    "LockLost",
     "LockTimeout",
     "MigrationError",
     "NoCapacityError",
@@ -264,6 +266,26 @@ class LockTimeout(StateError, TimeoutError):
     scope: str | None = None
     holder: Any = None
     since: float | None = None
+
+
+class LockLost(StateError):
+    """A lock did not last for as long as it was held. Facts: scope, since, lost_at, holder (who took it; None: unknown)."""
+
+    scope: str | None = None
+    holder: Any = None
+    since: float | None = None
+    lost_at: float | None = None
+
+
+class DatabaseUnreachable(StateError):
+    """The database could not be reached within a bound, or answers as one that takes no writes. Facts: waited_s, unsettled.
+
+    unsettled: the last change was sent, and whether it was made is not known.
+    """
+
+    retryable = True
+    waited_s: float | None = None
+    unsettled: bool = False
 
 
 class MigrationError(StateError):

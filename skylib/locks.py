@@ -1,8 +1,9 @@
-"""Named locks between threads, processes and Clients of one home.
+"""Named locks between threads, processes and Clients of one home, or of all machines that share a database.
 
-A lock is an flock on `<home>/locks/<scope>.lock`: the kernel releases it when its holder dies, whatever way. The file
-is never deleted; while the lock is held it tells who holds it. Who waits polls (10 ms growing to 200 ms, with jitter):
-a blocked flock could not be given up at the timeout. The order of waiters is therefore left to chance.
+`Locks` keeps what is the same everywhere: who may take a lock again, waiting, errors, forks. A Keeper takes and
+releases: FileKeeper by an flock on `<home>/locks/<scope>.lock`, which the kernel releases when its holder dies,
+whatever way; the file is never deleted, and while the lock is held it tells who holds it. Who waits polls (10 ms growing
+to 200 ms, with jitter): a blocked flock could not be given up at the timeout. The order of waiters is left to chance.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import random
 import socket
@@ -18,17 +20,20 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
 from hashlib import sha256
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 
-from skylib.errors import ClusterBusy, LockTimeout, StateError
+from skylib.errors import ClusterBusy, LockTimeout, SkyError, StateError
 from skylib.paths import SkyHome, ensure_private_dir
 
-__all__ = ["LockHolder", "Locks", "lock_file_name"]
+__all__ = ["Fence", "FileKeeper", "Grip", "Keeper", "LockHolder", "Locks", "held_grips", "lock_file_name"]
 
+_log = logging.getLogger(__name__)
 _PLAIN = frozenset((string.ascii_lowercase + string.digits + "_.-").encode())
 _LONGEST_NAME = 160
 _FIRST_WAIT_S = 0.01
@@ -64,86 +69,148 @@ class LockHolder:
         return f"{self.operation} (pid {self.pid} on {self.host}, since {began})"
 
 
+@attrs.frozen(kw_only=True)
+class Fence:
+    """What a store can check before it writes under a lock: that `token` still stands for the lock `key` of `place`.
+
+    place: which database, schema included. Who takes the lock next puts another token there before doing anything.
+    """
+
+    place: str
+    key: int
+    scope: str
+    token: str
+
+
+class Grip(Protocol):
+    """One lock, taken. fence: None where a lock cannot be lost while its holder lives."""
+
+    @property
+    def fence(self) -> Fence | None: ...
+
+    def check(self) -> None:
+        """Raises LockLost when the lock may have been somebody else's since it was taken."""
+
+    def release(self) -> None:
+        """Let go; called once. Raises LockLost as `check` does."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the child's copies; the parent goes on holding what it holds."""
+
+
+class Keeper(Protocol):
+    """Takes locks by name for one process. Safe from many threads, and after fork."""
+
+    def take(self, scope: str, holder: LockHolder) -> Grip | None:
+        """The lock, without waiting for whoever has it: None then. Raises StateError when locks cannot be taken at all."""
+
+    def holder(self, scope: str) -> LockHolder | None:
+        """Who holds it, as far as is known; None when nobody says so."""
+
+    def close(self) -> None:
+        """Let go of what is kept open for the next lock; locks that are held stay held."""
+
+
 class _Held:
-    """One lock that this process holds. owner: who may take it again. depth: how often it was taken."""
+    """One lock that this process holds, or is just taking (no grip yet). owner: who may take it again."""
 
-    __slots__ = ("depth", "file", "owner")
+    __slots__ = ("depth", "grip", "owner")
 
-    def __init__(self, file: FileIO, owner: Hashable) -> None:
-        self.file = file
+    def __init__(self, owner: Hashable) -> None:
+        self.grip: Grip | None = None
         self.owner = owner
         self.depth = 1
+
+
+# The grips of the operation that runs in this context; its threads run in copies of it.
+_GRIPS: ContextVar[tuple[Grip, ...]] = ContextVar("skylib_grips", default=())
+
+
+def held_grips() -> tuple[Grip, ...]:
+    """The locks that the running operation holds, the outermost first: those whose `with` block this code is inside of."""
+    return _GRIPS.get()
 
 
 class Locks:
     """The locks of one home. Nothing is made before the first `hold`."""
 
-    def __init__(self, home: SkyHome, *, clock: Callable[[], float] = time.time) -> None:
-        self._home = home
+    def __init__(self, home: SkyHome, *, keeper: Keeper | None = None, clock: Callable[[], float] = time.time) -> None:
+        """keeper: by default files under the home."""
+        self._keeper = keeper or FileKeeper(home)
         self._clock = clock
         self._mutex = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._pid = 0
 
     @contextlib.contextmanager
-    def hold(self, scope: str, *, operation: str, timeout_s: float = 30.0, owner: Hashable | None = None) -> Iterator[None]:
+    def hold(self, scope: str, *, operation: str, timeout_s: float = 30.0, owner: Hashable | None = None) -> Iterator[Grip]:
         """Hold `scope` ("cluster:<name>", "pool:<name>", "store", ...) for the length of a `with` block.
 
         operation: shown to who has to wait ("launch"). timeout_s: 0 tries once. owner: who may take the lock again
         while it is held, by default this thread; the threads of one operation can share a token.
-        Raises LockTimeout, for a cluster ClusterBusy, with scope, holder and since; StateError when the lock file
-        cannot be used. A child forked inside the block does not hold the lock.
+        Raises LockTimeout, for a cluster ClusterBusy, with scope, holder and since; StateError when locks cannot be
+        taken; LockLost at the end of the block when the lock did not last that long (an error of the block goes first).
+        A child forked inside the block does not hold the lock.
         """
         self._watch_forks()
         me: Hashable = ("thread", threading.get_ident()) if owner is None else ("token", owner)
         pid = os.getpid()
-        self._acquire(scope, me, operation, timeout_s)
+        grip = self._acquire(scope, me, operation, timeout_s)
+        before = _GRIPS.get()
+        inside = (*before, grip)
+        _GRIPS.set(inside)
         try:
-            yield
-        finally:
+            yield grip
+        except BaseException:
+            if os.getpid() == pid:
+                self._release_after_error(scope)
+            raise
+        else:
             if os.getpid() == pid:
                 self._release(scope)
+        finally:
+            if _GRIPS.get() is inside:  # not so when a generator is closed in another context
+                _GRIPS.set(before)
 
     def holder(self, scope: str) -> LockHolder | None:
-        """Who holds `scope` by the lock file's word; None when it names nobody. One that was killed stays named."""
-        return _read_holder(self._path(scope))
+        """Who holds `scope` by the keeper's word; None when it names nobody. In a file, one that was killed stays named."""
+        return self._keeper.holder(scope)
 
-    def _path(self, scope: str) -> Path:
-        return self._home.locks / lock_file_name(scope)
+    def close(self) -> None:
+        """Let go of what is kept open for the next lock; locks that are held stay held."""
+        self._keeper.close()
 
-    def _acquire(self, scope: str, owner: Hashable, operation: str, timeout_s: float) -> None:
+    def _acquire(self, scope: str, owner: Hashable, operation: str, timeout_s: float) -> Grip:
         deadline = time.monotonic() + timeout_s
         wait_s = _FIRST_WAIT_S
-        while not self._try(scope, owner, operation):
+        while True:
+            grip = self._try(scope, owner, operation)
+            if grip is not None:
+                return grip
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise self._timed_out(scope, operation, timeout_s)
             time.sleep(min(left_s, wait_s * random.uniform(0.5, 1.0)))
             wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
 
-    def _try(self, scope: str, owner: Hashable, operation: str) -> bool:
-        path = self._path(scope)
+    def _try(self, scope: str, owner: Hashable, operation: str) -> Grip | None:
         with self._mutex:
             held = self._held.get(scope)
             if held is not None:
-                if held.owner != owner:
-                    return False
+                if held.owner != owner or held.grip is None:
+                    return None
                 held.depth += 1
-                return True
-            try:
-                file = _try_file(path)
-                if file is None:
-                    return False
-                holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock())
-                self._held[scope] = _Held(file, owner)
-                _write_holder(file, holder)
-            except OSError as error:
-                raise StateError(
-                    f"cannot lock {path}: {error.strerror or error}",
-                    scope=scope,
-                    hint=f"make {self._home.root} writable for this account",
-                ) from error
-            return True
+                return held.grip
+            mine = self._held[scope] = _Held(owner)
+        # A keeper may have to ask a server: nobody else waits for that.
+        try:
+            holder = LockHolder(pid=os.getpid(), host=socket.gethostname(), operation=operation, since=self._clock())
+            mine.grip = self._keeper.take(scope, holder)
+        finally:
+            if mine.grip is None:
+                with self._mutex:
+                    del self._held[scope]
+        return mine.grip
 
     def _release(self, scope: str) -> None:
         with self._mutex:
@@ -152,7 +219,14 @@ class Locks:
             if held.depth:
                 return
             del self._held[scope]
-            _unlock(held.file)
+        if held.grip is not None:
+            held.grip.release()
+
+    def _release_after_error(self, scope: str) -> None:
+        try:
+            self._release(scope)
+        except SkyError as error:
+            _log.warning("after an error inside: %s", error)
 
     def _timed_out(self, scope: str, operation: str, timeout_s: float) -> StateError | ClusterBusy:
         holder = self.holder(scope)
@@ -197,13 +271,66 @@ class Locks:
             self._let_go_in_child()
 
     def _let_go_in_child(self) -> None:
-        """Close the parent's descriptors without unlocking: the parent goes on holding what it holds."""
+        """Without unlocking: the parent goes on holding what it holds."""
         self._pid = os.getpid()
         self._mutex = threading.Lock()
         inherited, self._held = self._held, {}
-        for held in inherited.values():
-            with contextlib.suppress(OSError):
-                held.file.close()
+        grips = {held.grip for held in inherited.values()}
+        _GRIPS.set(tuple(grip for grip in _GRIPS.get() if grip not in grips))
+        for grip in grips:
+            if grip is not None:
+                grip.abandon()
+
+
+class FileKeeper:
+    """Locks as files of one home."""
+
+    def __init__(self, home: SkyHome) -> None:
+        self._home = home
+
+    def take(self, scope: str, holder: LockHolder) -> Grip | None:
+        path = self._path(scope)
+        try:
+            file = _try_file(path)
+        except OSError as error:
+            raise StateError(
+                f"cannot lock {path}: {error.strerror or error}",
+                scope=scope,
+                hint=f"make {self._home.root} writable for this account",
+            ) from error
+        if file is None:
+            return None
+        _write_holder(file, holder)
+        return _FileGrip(file)
+
+    def holder(self, scope: str) -> LockHolder | None:
+        return _read_holder(self._path(scope))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _path(self, scope: str) -> Path:
+        return self._home.locks / lock_file_name(scope)
+
+
+class _FileGrip:
+    """A locked file. The kernel keeps it for as long as this process lives."""
+
+    __slots__ = ("_file",)
+    fence: Fence | None = None
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def check(self) -> None:
+        """It cannot be lost."""
+
+    def release(self) -> None:
+        _unlock(self._file)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _try_file(path: Path) -> FileIO | None:

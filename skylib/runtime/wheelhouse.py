@@ -105,7 +105,7 @@ class Wheelhouse:
     """The wheels of one home. hold: takes a scope ("wheels:...") and gives that lock of the home as a context manager."""
 
     def __init__(
-        self, home: SkyHome, *, hold: Callable[[str], AbstractContextManager[None]], events: EventSink = discard
+        self, home: SkyHome, *, hold: Callable[[str], AbstractContextManager[object]], events: EventSink = discard
     ) -> None:
         self._home = home
         self.hold = hold

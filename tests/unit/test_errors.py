@@ -71,6 +71,8 @@ TREE = {
     "StateError": ("SkyError",),
     "LockTimeout": ("StateError", "TimeoutError"),
     "MigrationError": ("StateError",),
+    "LockLost": ("StateError",),
+    "DatabaseUnreachable": ("StateError",),
     "StagingError": ("SkyError", "OSError"),
 }
 
@@ -167,7 +169,7 @@ def test_the_builtin_families_hold() -> None:
 def test_retryable_says_what_may_succeed_later() -> None:
     """What only time can change is retryable; what the caller must change is not. One error may say otherwise."""
     again = {kind.__name__ for kind in ALL if kind.retryable}
-    assert again >= {"ConnectError", "ClusterBusy", "NoCapacityError", "LockTimeout"}
+    assert again >= {"ConnectError", "ClusterBusy", "DatabaseUnreachable", "NoCapacityError", "LockTimeout"}
     assert again.isdisjoint({"InvalidSpecError", "ConfigError", "NoOfferError", "AuthError", "HostKeyError", "JobFailed"})
     assert NoOfferError("none", retryable=True).retryable
     assert not AgentReplyError("no").retryable
