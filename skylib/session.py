@@ -76,11 +76,17 @@ class Session:
 
     @property
     def store(self) -> StateStore:
-        return self._part("store", lambda: SqliteStore(self.home, locks=self.locks))
+        return self._part("store", lambda: SqliteStore(self.home, locks=self.file_locks))
 
     @property
     def locks(self) -> Locks:
+        """Of what everybody shares who shares the state: clusters, pools, configuration."""
         return self._part("locks", lambda: Locks(self.home))
+
+    @property
+    def file_locks(self) -> Locks:
+        """Of files of this home: wheels, kept logs, staging, catalogs, SQLite's schema."""
+        return self._part("file_locks", lambda: Locks(self.home))
 
     @property
     def transports(self) -> Transports:
@@ -93,8 +99,8 @@ class Session:
     @property
     def wheelhouse(self) -> Wheelhouse:
         def make() -> Wheelhouse:
-            def hold(scope: str) -> AbstractContextManager[None]:
-                return self.locks.hold(scope, operation="wheels", timeout_s=1800)
+            def hold(scope: str) -> AbstractContextManager[object]:
+                return self.file_locks.hold(scope, operation="wheels", timeout_s=1800)
 
             return Wheelhouse(self.home, hold=hold, events=self._relay)
 

@@ -119,7 +119,7 @@ def _keep(session: Session, record: ClusterRecord, job_id: int) -> None:
     """One process at a time writes a kept log."""
     path = logs.kept_path(session.home.job_logs, record.name, record.cluster_id, job_id)
     scope = f"joblog:{record.cluster_id}:{job_id}"
-    with session.locks.hold(scope, operation="keep log", timeout_s=KEEP_TIMEOUT_S):
+    with session.file_locks.hold(scope, operation="keep log", timeout_s=KEEP_TIMEOUT_S):
         logs.keep(session.agent(record), record.name, job_id, path)
 
 
