@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,6 +86,8 @@ class Site:
     home: str
     members: tuple[Member, ...]
     autostop: AutostopRecord | None = None
+    launched_at: float = 0.0
+    resources: Mapping[str, object] = attrs.field(factory=dict)
 
     @property
     def temp_dir(self) -> str:
@@ -135,7 +137,7 @@ def bring_up(site: Site, tools: Tools) -> StandingCluster:
     environments = _environments(site, tools)
     nodes = _plan_nodes(site, environments)
     bundle = build_bundle()
-    _deliver_files(site, nodes, ports, bundle, tools)
+    _deliver_files(site, nodes, ports, bundle, environments[0].ray_version, tools)
     with span(tools.events, "runtime.start", cluster=site.cluster, nodes=len(nodes)):
         agent, ready = _start(site, nodes, ports, tools)
     return StandingCluster(
@@ -214,14 +216,23 @@ def _plan_nodes(site: Site, environments: Sequence[Environment]) -> list[NodePla
             memory_gib=member.memory_gib,
             gpus=member.gpus,
             runtime_digest=environment.digest,
+            address=_told(member),
+            price_per_hour=member.price_per_hour,
         )
         for member, environment in zip(site.members, environments, strict=True)
     ]
 
 
-def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bundle: Bundle, tools: Tools) -> None:
+def _told(member: Member) -> HostAddress:
+    """How to reach it, for cluster.json: another machine may have another user of the same name of a host in mind."""
+    address = member.address
+    return attrs.evolve(address, user=address.user or member.facts.user) if address.kind == "ssh" else address
+
+
+def _deliver_files(
+    site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bundle: Bundle, ray_version: str, tools: Tools
+) -> None:
     names = {"cluster": site.cluster, "cluster_id": site.cluster_id, "infra": site.infra}
-    mark = cluster_mark(nodes, **names, owner=site.owner, home=site.home, ray_port=ports.ray)
 
     def deliver(pair: tuple[Member, NodePlan]) -> None:
         member, node = pair
@@ -235,6 +246,19 @@ def _deliver_files(site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bund
             dashboard_port=ports.dashboard,
             user=site.user,
             bundle_sha256=bundle.sha256,
+            autostop=site.autostop,
+        )
+        mark = cluster_mark(
+            node,
+            nodes,
+            **names,
+            owner=site.owner,
+            home=site.home,
+            ray_port=ports.ray,
+            dashboard_port=ports.dashboard,
+            ray_version=ray_version,
+            launched_at=site.launched_at,
+            resources=site.resources,
             autostop=site.autostop,
         )
         with span(tools.events, "runtime.files", node=member.host) as step:

@@ -8,11 +8,13 @@ from typing import Any
 
 import attrs
 
+from skylib import __version__
 from skylib.agent.protocol import PROTOCOL
 from skylib.catalog.accelerators import accelerator_name
 from skylib.errors import BringUpError
 from skylib.models.cluster import AutostopRecord
-from skylib.models.node import Gpu
+from skylib.models.mark import ClusterMark, MarkMember
+from skylib.models.node import Gpu, HostAddress
 from skylib.runtime.layout import NodeLayout
 from skylib.transport.base import Completed
 from skylib.transport.command import Command
@@ -132,6 +134,8 @@ class NodePlan:
     memory_gib: float
     gpus: tuple[Gpu, ...] = ()
     runtime_digest: str = ""
+    address: HostAddress | None = None
+    price_per_hour: float | None = None
 
 
 def agent_config(
@@ -182,19 +186,55 @@ def agent_config(
 
 
 def cluster_mark(
-    nodes: Sequence[NodePlan], *, cluster: str, cluster_id: str, infra: str, owner: str, home: str, ray_port: int
+    node: NodePlan,
+    nodes: Sequence[NodePlan],
+    *,
+    cluster: str,
+    cluster_id: str,
+    infra: str,
+    owner: str,
+    home: str,
+    ray_port: int,
+    dashboard_port: int = 0,
+    ray_version: str = "",
+    launched_at: float = 0.0,
+    resources: Mapping[str, object] | None = None,
+    autostop: AutostopRecord | None = None,
 ) -> dict[str, object]:
-    """The content of cluster.json: who holds this account, and who belongs to it."""
-    return {
-        "schema": 1,
-        "cluster": cluster,
-        "cluster_id": cluster_id,
-        "infra": infra,
-        "owner": owner,
-        "home": home,
-        "ray_port": ray_port,
-        "members": [{"rank": node.rank, "host": node.host, "ip": node.ip, "root": node.layout.root} for node in nodes],
-    }
+    """The content of this node's cluster.json: who holds the account, who belongs to it, all that a record is made of."""
+    return ClusterMark(
+        name=cluster,
+        cluster_id=cluster_id,
+        infra=infra,
+        owner=owner,
+        home=home,
+        rank=node.rank,
+        launched_at=launched_at,
+        resources=resources or {},
+        autostop=autostop,
+        members=tuple(_mark_member(each) for each in nodes),
+        ray_port=ray_port,
+        dashboard_port=dashboard_port,
+        versions={"skylib": __version__, "protocol": str(PROTOCOL), "ray": ray_version},
+    ).to_json()
+
+
+def _mark_member(node: NodePlan) -> MarkMember:
+    return MarkMember(
+        rank=node.rank,
+        host=node.host,
+        ip=node.ip,
+        root=node.layout.root,
+        temp_dir=node.layout.temp_dir,
+        env=node.layout.runtime_env,
+        python=node.python,
+        address=node.address,
+        cpus=node.cpus,
+        memory_gib=node.memory_gib,
+        gpus=node.gpus,
+        price_per_hour=node.price_per_hour,
+        runtime_digest=node.runtime_digest,
+    )
 
 
 def write_files(

@@ -41,7 +41,7 @@ def write(node: NodePlan, cluster_id: str, nodes: int = 1) -> Completed:
     config = agent_config(
         node, all_nodes, **names, ray_port=6380, dashboard_port=8266, user="me", bundle_sha256="ab", autostop=None
     )
-    mark = cluster_mark(all_nodes, **names, owner="o", home=f"/homes/{cluster_id}", ray_port=6380)
+    mark = cluster_mark(node, all_nodes, **names, owner="o", home=f"/homes/{cluster_id}", ray_port=6380)
     command, stdin = write_files(node, config, mark, f"{node.layout.agent_dir}/ab.pyz")
     return LocalTransport("h").run(command, stdin=stdin, timeout_s=60)
 
