@@ -136,6 +136,8 @@ def _bring_up(
         home=str(session.home.root),
         members=members,
         autostop=record.autostop,
+        launched_at=record.launched_at,
+        resources=record.resources,
     )
     places = [(member.address, member.root) for member in members]
     tools = Tools(
