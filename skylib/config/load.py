@@ -1,22 +1,25 @@
-"""The configuration of one home: files, environment and overrides, checked against the schema.
+"""The configuration of one home: files, database, environment and overrides, checked against the schema.
 
-Later layers win: defaults, `<home>/config.yaml`, `./.sky.yaml`, `SKYLIB_*` variables, `Client(config=...)`.
+Later layers win: defaults, `<home>/config.yaml` or the database that it names, `./.sky.yaml`, `SKYLIB_*` variables,
+`Client(config=...)`, and for one launch or exec the task's `config:`.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from skylib.config.checking import checked, known_key, known_keys, nearest, refused
+from skylib.config.database import OVERRIDES, database_setting, place_of
 from skylib.config.document import read_layer
-from skylib.config.layers import Layer, Origin, Setting, leaves, located, merge
+from skylib.config.layers import Layer, Origin, Setting, leaves, located, merge, placed
 from skylib.config.schema import (
+    DATABASE,
     SECTIONS,
     AgentConfig,
     Key,
@@ -25,15 +28,14 @@ from skylib.config.schema import (
     ProvisionConfig,
     RuntimeConfig,
     SshConfig,
-    keys,
 )
 from skylib.errors import ConfigError
-from skylib.models.spec_errors import shown
+from skylib.models.secret import Secret
+from skylib.models.spec_errors import kind_of
 from skylib.paths import SkyHome
 
 __all__ = ["Config", "Explained", "load_config"]
 
-_OVERRIDES = Origin(source="Client(config=...)")
 _DEFAULT = Origin(source="default")
 _PROJECT_FILE = ".sky.yaml"
 _PREFIX = "SKYLIB_"
@@ -42,16 +44,22 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 @attrs.frozen(kw_only=True)
 class Explained:
-    """One key: its value, where that was written, what it would be otherwise, and what it means."""
+    """One key: its value, where that was written, what it would be otherwise, and what it means.
+
+    hides: what earlier layers say, the nearest first. A password is in none of it.
+    """
 
     key: str
     value: object
     origin: Origin
     default: object
     meaning: str
+    hides: tuple[Setting, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value!r} (from {self.origin}; default {self.default!r}): {self.meaning}"
+        hidden = " and ".join(f"{each.value!r} from {each.origin}" for each in self.hides)
+        where = f"{self.origin}, which hides {hidden}" if hidden else str(self.origin)
+        return f"{self.key} = {self.value!r} (from {where}; default {self.default!r}): {self.meaning}"
 
 
 @attrs.frozen(kw_only=True)
@@ -64,21 +72,61 @@ class Config:
     runtime: RuntimeConfig = attrs.field(factory=RuntimeConfig)
     locks: LocksConfig = attrs.field(factory=LocksConfig)
     logs: LogsConfig = attrs.field(factory=LogsConfig)
-    _origins: Mapping[str, Origin] = attrs.field(factory=dict, eq=False, repr=False)
+    _written: Mapping[str, tuple[Setting, ...]] = attrs.field(factory=dict, eq=False, repr=False)
+    _database: Setting | None = attrs.field(default=None, eq=False, repr=False)
+
+    @property
+    def database(self) -> Secret | None:
+        """The URL of the database that state and settings are kept in."""
+        found = self._database
+        return found.value if found is not None and isinstance(found.value, Secret) else None
 
     def explain(self, key: str) -> Explained:
-        """Where the value of a dotted key ("ssh.keepalive_s") comes from. Raises ConfigError on an unknown key."""
-        known = {each.name: each for each in keys()}
-        if key not in known:
-            raise ConfigError(f"no configuration key {key!r}{_nearest(key, known)}", key=key)
+        """Where the value of a dotted key ("ssh.keepalive_s") comes from; of `db` without its password.
+
+        Raises ConfigError on an unknown key.
+        """
+        if key == DATABASE.name:
+            return self._explain_database()
+        known = known_key(key)
         section, name = key.split(".")
+        written = self._written.get(key, ())
         return Explained(
             key=key,
             value=getattr(getattr(self, section), name),
-            origin=self._origins.get(key, _DEFAULT),
-            default=known[key].default,
-            meaning=known[key].meaning,
+            origin=written[-1].origin if written else _DEFAULT,
+            default=known.default,
+            meaning=known.meaning,
+            hides=written[-2::-1],
         )
+
+    def _explain_database(self) -> Explained:
+        url = self.database
+        return Explained(
+            key=DATABASE.name,
+            value=DATABASE.default if url is None else place_of(url).masked,
+            origin=_DEFAULT if self._database is None else self._database.origin,
+            default=DATABASE.default,
+            meaning=DATABASE.meaning,
+        )
+
+    def tuned(self, values: Mapping[str, object], origin_of: Callable[[tuple[str, ...]], Origin]) -> Config:
+        """These settings with a task's own on top. origin_of: where a path of `values` is written.
+
+        Raises ConfigError on what a task cannot set, and on an unknown key or a wrong value.
+        """
+        return self._with(checked(placed(values, origin_of), per_task=True))
+
+    def _with(self, layer: Layer) -> Config:
+        """One more layer, already checked, on top."""
+        written = dict(self._written)
+        values: dict[str, dict[str, Any]] = {}
+        for (section, name), setting in leaves(layer):
+            key = f"{section}.{name}"
+            written[key] = (*written.get(key, ()), setting)
+            values.setdefault(section, {})[name] = setting.value
+        sections: dict[str, Any] = {name: attrs.evolve(getattr(self, name), **new) for name, new in values.items()}
+        return attrs.evolve(self, written=written, **sections)
 
 
 def load_config(
@@ -87,61 +135,68 @@ def load_config(
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stored: object = None,
 ) -> Config:
     """Read and merge all layers.
 
     overrides: nested as the file is, {"ssh": {"keepalive_s": 5}}. environ, cwd: by default those of this process.
+    stored: what the database keeps, nested alike; it stands in the place of config.yaml where `db` is set.
     Raises ConfigError (facts: file, line, key) on an unknown key, a wrong type, a value out of bounds, a duplicate key,
-    a file that is no YAML map, and `db`, which is not supported yet.
+    a file that is no YAML map, a `db` that cannot be used or stands where it cannot.
     """
-    known = {key.name: key for key in keys()}
     environment = os.environ if environ is None else environ
-    merged: Layer = {}
+    given = dict(overrides or {})
+    database = database_setting(home, given, environment)
+    given.pop(DATABASE.name, None)
+    config = Config(database=database)
     for layer in (
-        read_layer(home.config),
-        read_layer(_project_file(cwd)),
-        _environment_layer(environment, known),
-        located(overrides or {}, _OVERRIDES),
+        _home_layer(home) if database is None else stored_layer(database, stored),
+        _project_layer(cwd),
+        _environment_layer(environment),
+        located(given, OVERRIDES),
     ):
-        merged = merge(merged, _checked(layer, known))
-    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    origins: dict[str, Origin] = {}
-    for (section, name), setting in leaves(merged):
-        values[section][name] = setting.value
-        origins[f"{section}.{name}"] = setting.origin
-    return Config(
-        origins=origins,
-        ssh=SshConfig(**values["ssh"]),
-        provision=ProvisionConfig(**values["provision"]),
-        agent=AgentConfig(**values["agent"]),
-        runtime=RuntimeConfig(**values["runtime"]),
-        locks=LocksConfig(**values["locks"]),
-        logs=LogsConfig(**values["logs"]),
-    )
+        config = config._with(checked(layer))
+    return config
 
 
-def _project_file(cwd: Path | None) -> Path:
+def stored_layer(database: Setting, stored: object) -> Layer:
+    """The settings that a database keeps, with the database as their origin. Raises ConfigError when they are no map."""
+    url = database.value
+    label = place_of(url).label if isinstance(url, Secret) else ""
+    origin = Origin(source=f"database {label}")
+    if stored is not None and not isinstance(stored, Mapping):
+        raise refused(origin, None, f"expected a map of settings, got {kind_of(stored)}")
+    return located(stored or {}, origin)
+
+
+def _home_layer(home: SkyHome) -> Layer:
+    """The file's settings; an empty `db` in it says nothing."""
+    layer = read_layer(home.config)
+    return {name: setting for name, setting in layer.items() if name != DATABASE.name}
+
+
+def _project_layer(cwd: Path | None) -> Layer:
     """Raises ConfigError when there is no current directory any more."""
     try:
-        return (Path.cwd() if cwd is None else cwd) / _PROJECT_FILE
+        return read_layer((Path.cwd() if cwd is None else cwd) / _PROJECT_FILE)
     except FileNotFoundError as error:
         raise ConfigError("the current directory is gone, so its .sky.yaml cannot be looked for", file=None) from error
 
 
-def _environment_layer(environ: Mapping[str, str], known: Mapping[str, Key]) -> Layer:
+def _environment_layer(environ: Mapping[str, str]) -> Layer:
     """Variables that are a key's, or look as if they were meant so; all other SKYLIB_* names belong to others."""
-    by_variable = {key.variable: key for key in known.values()}
+    by_variable = {key.variable: key for key in known_keys().values()}
+    meant = [*by_variable, DATABASE.variable]
     layer: Layer = {}
-    for name in sorted(name for name in environ if name.startswith(_PREFIX)):
+    for name in sorted(name for name in environ if name.startswith(_PREFIX) and name != DATABASE.variable):
         origin = Origin(source=f"${name}")
+        word = name[len(_PREFIX) :].split("_")[0].lower()
         if name in by_variable:
             key = by_variable[name]
             section, field = key.name.split(".")
             layer = merge(layer, located({section: {field: _from_text(environ[name], key)}}, origin))
-        elif name[len(_PREFIX) :].split("_")[0].lower() in SECTIONS or difflib.get_close_matches(
-            name, by_variable, n=1, cutoff=0.85
-        ):
-            raise _refused(origin, name, f"no setting has the variable {name}{_nearest(name, by_variable)}")
+        elif word in (*SECTIONS, DATABASE.name) or difflib.get_close_matches(name, meant, n=1, cutoff=0.85):
+            raise refused(origin, name, f"no setting has the variable {name}{nearest(name, meant)}")
     return layer
 
 
@@ -155,49 +210,3 @@ def _from_text(text: str, key: Key) -> object:
     except ValueError:
         return text
     return text
-
-
-def _checked(layer: Layer, known: Mapping[str, Key]) -> Layer:
-    """The layer with its values in the schema's types. Raises ConfigError on the first that is wrong."""
-    checked: Layer = {}
-    for section, found in layer.items():
-        if section == "db":
-            raise _refused(found.origin, "db", "'db' is not supported yet: state is kept in the home's SQLite file")
-        if section not in SECTIONS:
-            raise _refused(found.origin, section, f"unknown key {section!r}{_nearest(section, SECTIONS)}")
-        content = {} if found.value is None else found.value
-        if not isinstance(content, dict):
-            raise _refused(found.origin, section, f"{section!r} is a map of settings, not {shown(content)}")
-        settings = {name: _setting(f"{section}.{name}", setting, known) for name, setting in content.items()}
-        checked[section] = Setting(value=settings, origin=found.origin)
-    return checked
-
-
-def _setting(name: str, found: Setting, known: Mapping[str, Key]) -> Setting:
-    key = known.get(name)
-    if key is None:
-        raise _refused(found.origin, name, f"unknown key {name!r}{_nearest(name, known)}")
-    value = float(found.value) if key.kind is float and type(found.value) is int else found.value
-    if type(value) is not key.kind or (isinstance(value, float) and not math.isfinite(value)):
-        raise _refused(found.origin, name, f"{name} is {_kind(key)}, not {shown(value)}")
-    if key.choices and value not in key.choices:
-        raise _refused(found.origin, name, f"{name} is one of {', '.join(key.choices)}, not {shown(value)}")
-    if isinstance(value, (int, float)):
-        if key.minimum is not None and value < key.minimum:
-            raise _refused(found.origin, name, f"{name} is at least {key.minimum:g}, not {value:g}")
-        if key.maximum is not None and value > key.maximum:
-            raise _refused(found.origin, name, f"{name} is at most {key.maximum:g}, not {value:g}")
-    return Setting(value=value, origin=found.origin)
-
-
-def _kind(key: Key) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[key.kind]
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; the nearest valid one is {near[0]!r}" if near else f"; valid ones: {', '.join(known)}"
-
-
-def _refused(origin: Origin, key: str, problem: str) -> ConfigError:
-    return ConfigError(f"{origin}: {problem}", file=origin.source, line=origin.line, key=key)

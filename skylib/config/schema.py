@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 __all__ = [
+    "DATABASE",
     "SECTIONS",
     "AgentConfig",
     "Key",
@@ -27,12 +28,15 @@ def _key(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
+    per_task: bool = False,
 ) -> Any:
-    """A field that is a configuration key. Its type is that of the default; a float key takes whole numbers, too."""
-    return attrs.field(
-        default=default,
-        metadata={"meaning": meaning, "minimum": minimum, "maximum": maximum, "choices": choices},
-    )
+    """A field that is a configuration key. Its type is that of the default; a float key takes whole numbers, too.
+
+    per_task: a task's own `config:` may have it, for that launch or exec alone; not so what connections, the state or
+    the logs of the home share.
+    """
+    bounds = {"minimum": minimum, "maximum": maximum, "choices": choices}
+    return attrs.field(default=default, metadata={"meaning": meaning, **bounds, "per_task": per_task})
 
 
 @attrs.frozen(kw_only=True)
@@ -52,15 +56,17 @@ class SshConfig:
 class ProvisionConfig:
     """How clusters come up."""
 
-    timeout_s: float = _key(900.0, "Seconds for bringing up all nodes of a cluster.", minimum=1)
-    min_disk_gib: float = _key(1.0, "Free GiB that a host's home must have before anything is written.", minimum=0)
+    timeout_s: float = _key(900.0, "Seconds for bringing up all nodes of a cluster.", minimum=1, per_task=True)
+    min_disk_gib: float = _key(
+        1.0, "Free GiB that a host's home must have before anything is written.", minimum=0, per_task=True
+    )
 
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
     """The agent on the head node."""
 
-    call_timeout_s: float = _key(60.0, "Seconds for one answer of the agent.", minimum=0.1)
+    call_timeout_s: float = _key(60.0, "Seconds for one answer of the agent.", minimum=0.1, per_task=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -71,16 +77,21 @@ class RuntimeConfig:
         "client",
         "Where nodes get packages from: client pushes wheels that are kept under the home; index lets nodes fetch.",
         choices=("client", "index"),
+        per_task=True,
     )
-    python: str = _key("", "The Python to use on nodes, as 3.10 or an absolute path; empty takes the best one.")
-    timeout_s: float = _key(600.0, "Seconds for making the environment on one node.", minimum=1)
+    python: str = _key(
+        "", "The Python to use on nodes, as 3.10 or an absolute path; empty takes the best one.", per_task=True
+    )
+    timeout_s: float = _key(600.0, "Seconds for making the environment on one node.", minimum=1, per_task=True)
 
 
 @attrs.frozen(kw_only=True)
 class LocksConfig:
     """Waiting for other operations."""
 
-    timeout_s: float = _key(30.0, "Seconds to wait for another operation on the same cluster; 0 never waits.", minimum=0)
+    timeout_s: float = _key(
+        30.0, "Seconds to wait for another operation on the same cluster; 0 never waits.", minimum=0, per_task=True
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -102,7 +113,10 @@ SECTIONS: dict[str, type] = {
 
 @attrs.frozen(kw_only=True)
 class Key:
-    """One key, as the schema has it. name: dotted. kind: the type of its values. variable: its environment variable."""
+    """One key, as the schema has it. name: dotted. kind: the type of its values. variable: its environment variable.
+
+    per_task: whether a task's `config:` may have it.
+    """
 
     name: str
     kind: type
@@ -111,14 +125,27 @@ class Key:
     minimum: float | None
     maximum: float | None
     choices: tuple[str, ...]
+    per_task: bool
 
     @property
     def variable(self) -> str:
         return "SKYLIB_" + self.name.replace(".", "_").upper()
 
 
+DATABASE = Key(
+    name="db",
+    kind=str,
+    default="",
+    meaning="The URL of a PostgreSQL database that state and settings are kept in; empty keeps them under the home.",
+    minimum=None,
+    maximum=None,
+    choices=(),
+    per_task=False,
+)
+
+
 def keys() -> Iterator[Key]:
-    """All keys, in the order of the schema."""
+    """All settings, in the order of the schema; `DATABASE`, which is in no section, is not among them."""
     for section, kind in SECTIONS.items():
         for field in attrs.fields(kind):
             yield Key(name=f"{section}.{field.name}", kind=type(field.default), default=field.default, **field.metadata)

@@ -125,6 +125,13 @@ def test_an_unknown_key_cannot_be_explained() -> None:
         ("ssh: &a\n  keepalive_s: *a\n", 1, None, "contains itself"),
         ("ssh: {}\n---\nlogs: {}\n", 2, None, "not valid YAML"),
         ("logs:\n  keep: 2020-13-45\n", 2, None, "not a value"),
+        ("ssh: &a {keepalive_s: 1}\nlogs:\n  <<: *a\n", 3, "<<", "merge keys are not taken"),
+        ("ssh: *a\n", 1, None, "not valid YAML"),
+        ("? [a]\n: 1\n", 1, None, "keys are text, not a list"),
+        ("ssh: !!int x\n", 1, None, "not a value"),
+        ("ssh: !!bool x\n", 1, None, "not a value"),
+        ("logs:\n  keep: " + "9" * 5000 + "\n", 2, None, ""),
+        ("ssh:\n  keepalive_s: " + "9" * 400 + "\n", 2, "ssh.keepalive_s", "is a number, not 999"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_place(home: SkyHome, text: str, line: int, key: str | None, words: str) -> None:
@@ -133,13 +140,6 @@ def test_what_is_wrong_is_refused_with_its_place(home: SkyHome, text: str, line:
     assert (error.file, error.line, error.key) == (str(home.config), line, key)  # type: ignore[attr-defined]
     assert f"{home.config}, line {line}: " in str(error)
     assert words in str(error)
-
-
-def test_an_external_database_is_refused_by_name(home: SkyHome) -> None:
-    """And its password is not shown."""
-    error = _refused(home, "db: postgresql://ann:hunter2@db/x\n")
-    assert "not supported yet" in str(error)
-    assert "hunter2" not in str(error)
 
 
 def test_bytes_that_are_no_text_are_refused(home: SkyHome) -> None:
