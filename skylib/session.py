@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -17,7 +18,7 @@ from typing import TypeVar, cast
 
 from skylib import __version__
 from skylib.config.load import Config, load_config
-from skylib.errors import ClusterNotFound, SkyError
+from skylib.errors import ClusterNotFound, SkyError, StateError
 from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.journal import Journal
 from skylib.locks import Locks
@@ -31,7 +32,8 @@ from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.teardown import layout_of
 from skylib.runtime.wheelhouse import Wheelhouse
-from skylib.state.base import StateStore
+from skylib.state.base import IntentRecord, StateStore
+from skylib.state.intents import LOCKLESS, PROCESS, is_living, this_process
 from skylib.state.sqlite import SqliteStore
 from skylib.transport.base import Transport
 from skylib.transport.pool import Transports
@@ -40,6 +42,7 @@ from skylib.transport.ssh_params import SshSettings
 __all__ = ["Session"]
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -65,6 +68,7 @@ class Session:
         given = {"transports": transports, "store": store}
         self._parts: dict[str, object] = {name: part for name, part in given.items() if part is not None}
         self._agents: dict[str, AgentClient] = {}
+        self._intents: set[int] = set()  # those that this session is at
         _renew_in_children(self)
 
     def __repr__(self) -> str:
@@ -213,18 +217,51 @@ class Session:
 
     @contextmanager
     def hold(self, cluster: str, operation: str, timeout_s: float | None = None) -> Iterator[None]:
-        """The cluster's lock. Raises ClusterBusy with who holds it.
-
-        Intents are begun under the lock alone: one that is still open at the end belongs to a process that died, or to
-        an operation that failed, and whoever held the lock has seen it.
-        """
+        """The cluster's lock and nothing else. Raises ClusterBusy with who holds it. Verbs use ops/holding.py."""
         wait_s = self.config.locks.timeout_s if timeout_s is None else timeout_s
         with self.locks.hold(f"cluster:{cluster}", operation=operation, timeout_s=wait_s):
-            try:
-                yield
-            finally:
-                for intent in self.store.open_intents(cluster):
-                    self.store.settle_intent(intent.intent_id, f"given up; seen by {operation}")
+            yield
+
+    @contextmanager
+    def intent(self, operation: str, cluster: str, **details: object) -> Iterator[int]:
+        """Write down what is about to be done, before it is; settle it when that is done, or failed.
+
+        Only a process that was killed leaves one open. details: JSON values that another process needs to finish or undo
+        it; never a secret. Gives the intent's id.
+        """
+        number = self.store.begin_intent(operation, cluster, {**details, PROCESS: this_process()})
+        pid = os.getpid()
+        outcome = "done"
+        try:
+            self._intents.add(number)
+            yield number
+        except BaseException as error:
+            outcome = f"failed: {type(error).__name__}"
+            raise
+        finally:
+            if os.getpid() == pid:  # a child forked within is not the one that began it
+                self._intents.discard(number)
+                self.settle_intent(number, outcome)
+
+    def settle_intent(self, number: int, outcome: str) -> None:
+        """Say how it ended. One that cannot be settled now is seen again, and harms nothing."""
+        try:
+            self.store.settle_intent(number, outcome)
+        except StateError as error:
+            _log.warning("intent %d is not settled (%s): %s", number, outcome, error)
+
+    def left_intents(self, cluster: str | None = None) -> list[IntentRecord]:
+        """Open intents that this session is not at, and no other living process that works without the lock; oldest first.
+
+        Under the cluster's lock: what dead processes left. Without it, operations under way are among them.
+        """
+        now = self.clock()
+        return [
+            intent
+            for intent in self.store.open_intents(cluster)
+            if intent.intent_id not in self._intents
+            and not (intent.operation in LOCKLESS and is_living(intent, now=now))
+        ]
 
     def close(self) -> None:
         """Close channels, connections and the store; each opens again when it is used."""
@@ -273,5 +310,6 @@ def _renew_in_children(session: Session) -> None:
         still = mine()
         if still is not None:
             still._lock = threading.RLock()
+            still._intents = set()
 
     os.register_at_fork(after_in_child=renew)

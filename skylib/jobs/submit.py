@@ -19,7 +19,7 @@ from skylib.models.task import Task
 from skylib.optimizer.fit import fits_cluster
 from skylib.runtime.agent_client import AgentClient
 
-__all__ = ["OWN_KEY", "Submitted", "demand_of", "job_spec", "setup_hash", "submit"]
+__all__ = ["OWN_KEY", "Submitted", "demand_of", "job_spec", "own_key", "setup_hash", "submit"]
 
 OWN_KEY = "~"  # begins a key that the user did not give: with one, a submit can be asked twice when its channel breaks
 DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none (facts: jobs)
@@ -33,6 +33,11 @@ class Submitted:
     job_id: int
     task_id: str
     adopted: bool = False
+
+
+def own_key() -> str:
+    """A key for a submission that the user gave none; never the same twice."""
+    return f"{OWN_KEY}{uuid.uuid4().hex}"
 
 
 def demand_of(resources: Resources, cluster: ClusterRecord, num_nodes: int = 1) -> dict[str, object]:
@@ -97,7 +102,7 @@ def job_spec(
         "demand": demand_of(task.resources, cluster, task.num_nodes),
         "envs": dict(task.envs),
         "secrets": _revealed(task.secrets),
-        "key": key or f"{OWN_KEY}{uuid.uuid4().hex}",
+        "key": key or own_key(),
         "setup_hash": setup_digest if setup else "",
         "skip_setup_if_done": skip_setup_if_done,
         "setup_all_nodes": setup,

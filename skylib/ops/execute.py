@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from skylib.errors import InvalidSpecError, JobNotFound
 from skylib.jobs import polling
-from skylib.jobs.submit import Submitted, job_spec, submit
+from skylib.jobs.submit import Submitted, job_spec, own_key, submit
 from skylib.models.job import JobRecord
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.files import deliver, prepare_files
+from skylib.ops.holding import hold
 from skylib.ops.lives import Life, life_of, require_up
 from skylib.session import Session
 
@@ -33,10 +34,14 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
     check_task(task)
     record = require_up(session, name)
     refuse_misfit(task, record)
-    with session.operation("exec", name) as events:
+    key = key or own_key()
+    with (
+        session.operation("exec", name) as events,
+        session.intent("exec", name, cluster_id=record.cluster_id, key=key),
+    ):
         files = prepare_files(task, events, workdir_only=True)
         if files:
-            with session.hold(name, "exec"):  # nothing is sent to hosts that a down beside us gives back
+            with hold(session, name, "exec", events):  # nothing is sent to hosts that a down beside us gives back
                 record = require_up(session, name)
                 deliver(session, files, record, events)
         spec = job_spec(task, record, user=session.user, key=key, setup=False)
@@ -116,5 +121,9 @@ def cancel(
     if cluster_id is not None and life_of(session, name, cluster_id).record is None:
         return []
     record = require_up(session, name)
-    with session.operation("cancel", name):
+    jobs = list(job_ids) if job_ids is not None else None
+    with (
+        session.operation("cancel", name),
+        session.intent("cancel", name, cluster_id=record.cluster_id, job_ids=jobs, all=all_jobs),
+    ):
         return polling.cancel(session.agent(record), name, job_ids, all_jobs=all_jobs)

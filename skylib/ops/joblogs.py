@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from skylib.errors import AgentError, JobNotFound, SkyError
-from skylib.jobs import logs, polling
+from skylib.errors import JobNotFound
+from skylib.jobs import logs
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord, LogLine
 from skylib.ops.execute import queue, seen_job
+from skylib.ops.keeping import keep_log
 from skylib.ops.lives import Life, life_of
-from skylib.runtime.agent_client import daemon_command
-from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
-__all__ = ["bring_logs_home", "download_logs", "tail_logs"]
-
-WAKE_TIMEOUT_S = 30.0
-KEEP_TIMEOUT_S = 600.0
+__all__ = ["download_logs", "tail_logs"]
 
 
 def tail_logs(
@@ -62,65 +58,15 @@ def download_logs(session: Session, name: str, job_ids: Sequence[int] | None = N
         for each in wanted:
             path = _kept(session, life, each.job_id)
             if life.askable is not None:
-                _keep(session, life.askable, each.job_id)
+                keep_log(session, life.askable, each.job_id)
                 _fetch_job_files(session, life.askable, each, path.parent)
             if path.exists():
                 found[each.job_id] = path.parent
     return found
 
 
-def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = False) -> str:
-    """What the cluster's jobs were and printed, before it goes. "" when all is here, else what is missing, in words.
-
-    cancel: end all jobs first, so that nothing is printed after the copy. The agent of a cluster that stopped by itself
-    is woken to be read, and to do nothing else; who asks ends it with all the rest.
-    """
-    if not record.nodes:
-        return ""
-    try:
-        try:
-            if cancel:
-                polling.cancel(session.agent(record), record.name, None, all_jobs=True)
-            _bring(session, record)
-        except AgentError:
-            if not _has_jobs(session, record):
-                return ""
-            _wake(session, record)
-            _bring(session, record)
-    except SkyError as error:
-        return error.message
-    return ""
-
-
-def _bring(session: Session, record: ClusterRecord) -> None:
-    jobs = polling.queue(session.agent(record), record.name)
-    session.store.save_jobs(record.cluster_id, jobs)
-    for each in jobs:
-        _keep(session, record, each.job_id)
-
-
-def _has_jobs(session: Session, record: ClusterRecord) -> bool:
-    head = record.head
-    return session.transport(head.address).run(Command.of("test", "-s", layout_of(head).jobs_db), timeout_s=20).ok
-
-
-def _wake(session: Session, record: ClusterRecord) -> None:
-    head = record.head
-    session.forget_agent(record.cluster_id)
-    command = daemon_command(head.python, layout_of(head), record.cluster_id, asleep=True)
-    session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
-
-
 def _kept(session: Session, life: Life, job_id: int) -> Path:
     return logs.kept_path(session.home.job_logs, life.name, life.cluster_id, job_id)
-
-
-def _keep(session: Session, record: ClusterRecord, job_id: int) -> None:
-    """One process at a time writes a kept log."""
-    path = logs.kept_path(session.home.job_logs, record.name, record.cluster_id, job_id)
-    scope = f"joblog:{record.cluster_id}:{job_id}"
-    with session.file_locks.hold(scope, operation="keep log", timeout_s=KEEP_TIMEOUT_S):
-        logs.keep(session.agent(record), record.name, job_id, path)
 
 
 def _fetch_job_files(session: Session, record: ClusterRecord, job: JobRecord, target: Path) -> None:

@@ -6,13 +6,14 @@ import math
 import random
 import secrets
 import time
+import uuid
 from collections.abc import Callable
 
 import attrs
 
 from skylib.errors import InvalidSpecError, NoCapacityError, ProvisionError
 from skylib.events import Event, EventSink, Phase
-from skylib.jobs.submit import Submitted, job_spec, setup_hash, submit
+from skylib.jobs.submit import Submitted, job_spec, own_key, setup_hash, submit
 from skylib.models.autostop import Autostop
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, check_cluster_name
 from skylib.models.plan import Plan
@@ -20,9 +21,10 @@ from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.cleanup import take_away
 from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, prepare_files
-from skylib.ops.lifecycle import kept_busy, set_timer
+from skylib.ops.holding import hold
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
+from skylib.ops.timer import kept_busy, set_timer
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan
 
@@ -83,32 +85,46 @@ def launch(session: Session, asked: Task | Plan, name: str | None, options: Opti
         return otherwise if options.timeout_s is None else max(0.0, options.timeout_s - (time.monotonic() - started))
 
     with session.operation("launch", cluster) as events:
-        files = prepare_files(task, events)
+        work = _Work(
+            asked=asked,
+            task=task,
+            name=cluster,
+            files=prepare_files(task, events),
+            options=options,
+            key=options.key or own_key(),
+            events=events,
+            left_s=left_s,
+        )
         while True:
             try:
-                with session.hold(cluster, "launch", left_s(session.config.locks.timeout_s)):
-                    record = _standing(session, asked, task, cluster, files, options, events, left_s)
-                    return cluster, _submit(session, task, record, files, options)
+                with hold(session, cluster, "launch", events, left_s(session.config.locks.timeout_s)):
+                    return cluster, _launch(session, work)
             except NoCapacityError as full:
                 if not options.retry_until_up:
                     raise
                 _wait_for_capacity(events, full, started, left_s(math.inf))
 
 
-def _standing(
-    session: Session,
-    asked: Task | Plan,
-    task: Task,
-    name: str,
-    files: SyncPlan,
-    options: Options,
-    events: EventSink,
-    left_s: Callable[[float], float],
-) -> ClusterRecord:
-    """The cluster, UP and with the task's files on it."""
+@attrs.frozen(kw_only=True)
+class _Work:
+    """One launch. left_s: what remains of the caller's time, or the argument when that is not limited."""
+
+    asked: Task | Plan
+    task: Task
+    name: str
+    files: SyncPlan
+    options: Options
+    key: str
+    events: EventSink
+    left_s: Callable[[float], float]
+
+
+def _launch(session: Session, work: _Work) -> Submitted:
+    """The cluster, UP and with the task's files on it, and the job in its queue."""
+    name, asked = work.name, work.asked
     record = session.store.cluster(name)
-    if record is not None and _half_made(session, record):
-        take_away(session, record, events)
+    if record is not None and record.status is ClusterStatus.INIT and not record.nodes:
+        take_away(session, record, work.events, touched=False)  # nobody is at it: we hold the lock
         record = session.store.cluster(name)
     if isinstance(asked, Plan) and asked.exists != (record is not None):
         was, now = ("stood", "is gone") if asked.exists else ("did not exist", "exists")
@@ -116,48 +132,52 @@ def _standing(
             f"the plan is out of date: cluster {name!r} {was} then and {now} now", cluster=name, hint="plan again"
         )
     if record is None:
-        context = session.provider_context(events)
-        placement = choose(session, task, context, only=asked.chosen if isinstance(asked, Plan) else None)
-        check_targets(task, placement.infra)
-        return make(
+        return _on_new(session, work)
+    refuse_misfit(work.task, record)
+    check_targets(work.task, record.infra)
+    facts = {"cluster_id": record.cluster_id, "new": False, "was": record.status.value, "key": work.key}
+    with session.intent("launch", name, **facts):
+        record = revive(session, record, work.events, may_end_jobs=False)
+        with kept_busy(session, record):
+            deliver(session, work.files, record, work.events)
+        timer = autostop_of(work.task, work.options, record.autostop)
+        if timer != record.autostop:
+            record = set_timer(session, record, timer)
+        return _submit(session, work, record)
+
+
+def _on_new(session: Session, work: _Work) -> Submitted:
+    context = session.provider_context(work.events)
+    only = work.asked.chosen if isinstance(work.asked, Plan) else None
+    placement = choose(session, work.task, context, only=only)
+    check_targets(work.task, placement.infra)
+    cluster_id = str(uuid.uuid4())
+    with session.intent("launch", work.name, cluster_id=cluster_id, new=True, key=work.key):
+        record = make(
             session,
-            task,
-            name,
+            work.task,
+            work.name,
             placement,
             context,
-            autostop=autostop_of(task, options),
-            beside=lambda places: deliver_to(session, files, places, events),
-            timeout_s=max(1.0, left_s(session.config.provision.timeout_s)),
+            cluster_id=cluster_id,
+            autostop=autostop_of(work.task, work.options),
+            beside=lambda places: deliver_to(session, work.files, places, work.events),
+            timeout_s=max(1.0, work.left_s(session.config.provision.timeout_s)),
         )
-    refuse_misfit(task, record)
-    check_targets(task, record.infra)
-    record = revive(session, record, events, may_end_jobs=False)
-    with kept_busy(session, record):
-        deliver(session, files, record, events)
-    timer = autostop_of(task, options, record.autostop)
-    return record if timer == record.autostop else set_timer(session, record, timer)
+        return _submit(session, work, record)
 
 
-def _half_made(session: Session, record: ClusterRecord) -> bool:
-    """A launch that died before the cluster was ever up: we hold its lock, so nobody is at it."""
-    begun = [
-        intent
-        for intent in session.store.open_intents(record.name)
-        if intent.operation == "launch" and intent.details.get("cluster_id") == record.cluster_id
-    ]
-    return record.status is ClusterStatus.INIT and (bool(begun) or not record.nodes)
-
-
-def _submit(session: Session, task: Task, record: ClusterRecord, files: SyncPlan, options: Options) -> Submitted:
+def _submit(session: Session, work: _Work, record: ClusterRecord) -> Submitted:
+    task, options = work.task, work.options
     wants_setup = bool(task.setup) and not options.no_setup
     digest = ""
     if wants_setup:
-        digest = setup_hash(task, files_digest=files_digest(files), runtime_digest=record.head.runtime_digest)
+        digest = setup_hash(task, files_digest=files_digest(work.files), runtime_digest=record.head.runtime_digest)
     spec = job_spec(
         task,
         record,
         user=session.user,
-        key=options.key,
+        key=work.key,
         setup=wants_setup,
         setup_digest=digest,
         skip_setup_if_done=options.fast,

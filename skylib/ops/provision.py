@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -48,19 +47,20 @@ def make(
     placement: Placement,
     context: ProviderContext,
     *,
+    cluster_id: str,
     autostop: AutostopRecord | None,
     beside: Beside,
     timeout_s: float,
 ) -> ClusterRecord:
     """Claim the hosts and bring the cluster up; `beside` brings the files while Ray starts.
 
-    What may exist is written down before it is made. A failure is undone: processes, files, claims and record go.
+    Call it with the intent written down. A failure is undone: processes, files, claims and record go.
     Raises NoCapacityError when a host was taken meanwhile, PreflightError, BringUpError, StagingError, TransportError.
     """
     now = session.clock()
     record = ClusterRecord(
         name=name,
-        cluster_id=str(uuid.uuid4()),
+        cluster_id=cluster_id,
         status=ClusterStatus.INIT,
         status_since=now,
         infra=placement.infra,
@@ -71,7 +71,6 @@ def make(
         owner=session.user_hash,
         last_use="launch",
     )
-    intent = session.store.begin_intent("launch", name, {"cluster_id": record.cluster_id})
     begun = False
     try:
         record = session.store.begin_launch(record)
@@ -92,8 +91,6 @@ def make(
             if leftovers and isinstance(error, SkyError):
                 error.__dict__["leftovers"] = leftovers
         raise
-    finally:
-        session.store.settle_intent(intent, "settled")
 
 
 def _create(session: Session, record: ClusterRecord, placement: Placement, context: ProviderContext) -> list[HostAddress]:

@@ -27,9 +27,28 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
     Raises ClusterNotUp when it may not; TransportError when the head cannot be reached (nothing is touched then);
     BringUpError and PreflightError, after which the cluster is INIT and its hosts are still held.
     """
+    problem: AgentError | None = None
+    if not record.nodes:
+        raise ClusterNotUp(
+            f"cluster {record.name!r} was never made",
+            cluster=record.name,
+            status=record.status,
+            since=record.status_since,
+            hint=f"client.down({record.name!r}) forgets it",
+        )
     if record.status is not ClusterStatus.STOPPED:
         problem = _why_not_ready(session, record, events)
-        if problem is not None and (not isinstance(problem, AgentReplyError) or problem.kind == "asleep"):
+        if problem is None:
+            return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)
+    with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=False):
+        return _mend(session, record, events, problem, may_end_jobs=may_end_jobs)
+
+
+def _mend(
+    session: Session, record: ClusterRecord, events: EventSink, problem: AgentError | None, *, may_end_jobs: bool
+) -> ClusterRecord:
+    if problem is not None:
+        if not isinstance(problem, AgentReplyError) or problem.kind == "asleep":
             if stopped_by_itself(session, record) is not None:
                 return _again(session, record, events)
             problem = _with_new_agents(session, record, events)
@@ -81,14 +100,12 @@ def _may_have_jobs(session: Session, record: ClusterRecord) -> bool:
 
 
 def _again(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
-    intent = session.store.begin_intent("start", record.name, {"cluster_id": record.cluster_id})
-    try:
+    with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=True):
         receipts = end_everywhere(session, record, events)
         raise_unclean(DownReceipt(cluster_name=record.name, nodes=receipts, released=False), "start")
         session.store.settle(record.name, ClusterStatus.INIT, at=session.clock(), cluster_id=record.cluster_id)
-        return bring_up_again(session, record, events)
-    except BringUpError:
-        end_everywhere(session, record, events)  # what came up of it serves nobody
-        raise
-    finally:
-        session.store.settle_intent(intent, "settled")
+        try:
+            return bring_up_again(session, record, events)
+        except BringUpError:
+            end_everywhere(session, record, events)  # what came up of it serves nobody
+            raise

@@ -8,8 +8,8 @@ from skylib.errors import ClusterBusy
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
-from skylib.ops.cleanup import end_everywhere, take_away
-from skylib.ops.joblogs import bring_logs_home
+from skylib.ops.endings import give_up
+from skylib.ops.holding import hold
 from skylib.ops.look import Seen, look, next_status
 from skylib.session import Session
 from skylib.transport.fanout import fanout
@@ -55,7 +55,7 @@ def refresh(session: Session, record: ClusterRecord, events: EventSink) -> Clust
     if found is record.status:
         return record
     try:
-        with session.hold(record.name, "status", 0.0):
+        with hold(session, record.name, "status", events, 0.0):
             now = session.store.cluster(record.name)
             if now is None or (now.cluster_id, now.status, now.status_since) != _mark(record):
                 return now  # it changed while we looked
@@ -74,11 +74,10 @@ def _settle_stopped(
     session: Session, record: ClusterRecord, found: ClusterStatus | None, events: EventSink
 ) -> ClusterRecord | None:
     """The cluster stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released."""
-    missing = bring_logs_home(session, record)
-    if found is None and not missing:
-        return record if take_away(session, record, events) else None
-    end_everywhere(session, record, events)
-    return session.store.settle(record.name, ClusterStatus.STOPPED, at=session.clock(), cluster_id=record.cluster_id)
+    release = found is None
+    operation = "release" if release else "stop"
+    with session.intent(operation, record.name, cluster_id=record.cluster_id, was=record.status.value):
+        return give_up(session, record, events, release=release)
 
 
 def check(session: Session) -> list[InfraStatus]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -66,13 +67,61 @@ def test_closing_twice_and_using_again_is_fine(tmp_path: Path):
     assert session.store.clusters() == []
 
 
-def test_what_a_dead_process_began_is_settled_by_the_next_holder_of_the_lock(tmp_path: Path):
-    """An intent that nobody can be at any more is seen inside the lock, and is not open after it."""
+def test_an_intent_is_open_while_it_is_acted_on_and_settled_after(tmp_path: Path):
+    """Inside the block it stands in the store with its details; after it, it is done."""
     session = Session(tmp_path / "sky")
-    session.store.begin_intent("launch", "train", {})
-    with session.hold("train", "down"):
-        assert [intent.operation for intent in session.store.open_intents("train")] == ["launch"]
-    assert session.store.open_intents("train") == []
+    with session.intent("stop", "train", cluster_id="id-1"):
+        (intent,) = session.store.open_intents("train")
+        assert (intent.operation, intent.details["cluster_id"]) == ("stop", "id-1")
+    assert session.store.open_intents() == []
+
+
+def test_an_operation_that_failed_has_told_its_caller_and_leaves_no_intent(tmp_path: Path):
+    """Any exception, Ctrl-C included, settles the intent."""
+    session = Session(tmp_path / "sky")
+    for error in (ClusterNotFound("no"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), session.intent("stop", "train"):
+            raise error
+    assert session.store.open_intents() == []
+
+
+def test_a_session_does_not_take_its_own_intents_for_left_ones(tmp_path: Path):
+    """What this session is at is not left; what another began under the lock is, to whoever holds the lock now."""
+    session, other = Session(tmp_path / "sky"), Session(tmp_path / "sky")
+    with session.intent("stop", "train"):
+        assert session.left_intents("train") == []
+        assert [each.operation for each in other.left_intents("train")] == ["stop"]
+
+
+def test_an_intent_without_the_lock_is_left_when_its_process_is_gone(tmp_path: Path):
+    """exec works without the lock: while its process lives nobody else takes its intent, afterwards anybody does."""
+    session, other = Session(tmp_path / "sky"), Session(tmp_path / "sky")
+    with session.intent("exec", "train"):
+        assert other.left_intents("train") == []
+    child = multiprocessing.get_context("fork").Process(target=_die_in_exec, args=(tmp_path / "sky",))
+    child.start()
+    child.join(20)
+    assert [each.operation for each in session.left_intents("train")] == ["exec"]
+
+
+def test_a_child_forked_within_an_operation_does_not_settle_its_intent(tmp_path: Path):
+    """The child leaves the block, and the parent's intent is still open."""
+    session = Session(tmp_path / "sky")
+    operation = session.intent("stop", "train")
+    operation.__enter__()
+    pid = os.fork()
+    if not pid:
+        operation.__exit__(None, None, None)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert [each.cluster for each in session.store.open_intents()] == ["train"]
+    operation.__exit__(None, None, None)
+    assert session.store.open_intents() == []
+
+
+def _die_in_exec(home: Path) -> None:
+    with Session(home).intent("exec", "train"):
+        os._exit(0)
 
 
 def test_each_remote_command_is_in_its_operations_journal(tmp_path: Path):

@@ -1,0 +1,66 @@
+"""The logs of a cluster's jobs, kept at home: brought there before the cluster goes."""
+
+from __future__ import annotations
+
+from skylib.errors import AgentError, SkyError
+from skylib.jobs import logs, polling
+from skylib.models.cluster import ClusterRecord
+from skylib.runtime.agent_client import daemon_command
+from skylib.runtime.teardown import layout_of
+from skylib.session import Session
+from skylib.transport.command import Command
+
+__all__ = ["bring_logs_home", "keep_log"]
+
+WAKE_TIMEOUT_S = 30.0
+KEEP_TIMEOUT_S = 600.0
+
+
+def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = False) -> str:
+    """What the cluster's jobs were and printed, before it goes. "" when all is here, else what is missing, in words.
+
+    cancel: end all jobs first, so that nothing is printed after the copy. The agent of a cluster that stopped by itself
+    is woken to be read, and to do nothing else; who asks ends it with all the rest.
+    """
+    if not record.nodes:
+        return ""
+    try:
+        try:
+            if cancel:
+                polling.cancel(session.agent(record), record.name, None, all_jobs=True)
+            _bring(session, record)
+        except AgentError:
+            if not _has_jobs(session, record):
+                return ""
+            _wake(session, record)
+            _bring(session, record)
+    except SkyError as error:
+        return error.message
+    return ""
+
+
+def _bring(session: Session, record: ClusterRecord) -> None:
+    jobs = polling.queue(session.agent(record), record.name)
+    session.store.save_jobs(record.cluster_id, jobs)
+    for each in jobs:
+        keep_log(session, record, each.job_id)
+
+
+def _has_jobs(session: Session, record: ClusterRecord) -> bool:
+    head = record.head
+    return session.transport(head.address).run(Command.of("test", "-s", layout_of(head).jobs_db), timeout_s=20).ok
+
+
+def _wake(session: Session, record: ClusterRecord) -> None:
+    head = record.head
+    session.forget_agent(record.cluster_id)
+    command = daemon_command(head.python, layout_of(head), record.cluster_id, asleep=True)
+    session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
+
+
+def keep_log(session: Session, record: ClusterRecord, job_id: int) -> None:
+    """One process at a time writes a kept log."""
+    path = logs.kept_path(session.home.job_logs, record.name, record.cluster_id, job_id)
+    scope = f"joblog:{record.cluster_id}:{job_id}"
+    with session.file_locks.hold(scope, operation="keep log", timeout_s=KEEP_TIMEOUT_S):
+        logs.keep(session.agent(record), record.name, job_id, path)
