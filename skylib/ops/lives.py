@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
 import attrs
 
 from skylib.errors import ClusterNotUp
 from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.ops.look import stopped_by_itself
 from skylib.session import Session
-from skylib.transport.command import Command
 
 __all__ = ["Life", "life_of", "require_up", "stopped_by_itself"]
 
@@ -38,29 +35,14 @@ def life_of(session: Session, name: str, cluster_id: str | None = None) -> Life:
         return Life(name=name, cluster_id=cluster_id, record=record if _is(record, cluster_id) else None)
     if record is not None:
         return Life(name=name, cluster_id=record.cluster_id, record=record)
-    for past in session.store.history():
-        if past.name == name:
-            return Life(name=name, cluster_id=past.cluster_id, record=None)
+    for past in session.store.history(name=name):
+        return Life(name=name, cluster_id=past.cluster_id, record=None)
     session.require(name)
     raise AssertionError("unreachable")  # pragma: no cover
 
 
 def _is(record: ClusterRecord | None, cluster_id: str) -> bool:
     return record is not None and record.cluster_id == cluster_id
-
-
-def stopped_by_itself(session: Session, record: ClusterRecord) -> Mapping[str, object] | None:
-    """What the head wrote when the cluster stopped for want of work ("at", "down", "stopping"); None when it did not.
-
-    Raises TransportError.
-    """
-    marker = f"{record.head.root}/.sky/stopped.json"
-    done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=20.0)
-    try:
-        said = json.loads(done.stdout) if done.ok else {}
-    except ValueError:
-        return None
-    return said if isinstance(said, dict) and said.get("cluster_id") == record.cluster_id else None
 
 
 def require_up(session: Session, name: str) -> ClusterRecord:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 import attrs
 
-from skylib.errors import AgentError, AgentVersionError, TransportError
-from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.ops.lives import stopped_by_itself
+from skylib.errors import AgentError, AgentVersionError, SkyError
+from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.runtime.traces import Trace, trace_of
 from skylib.session import Session
+from skylib.transport.command import Command
+from skylib.transport.fanout import fanout
 
-__all__ = ["Seen", "look", "next_status"]
+__all__ = ["Seen", "Trace", "look", "next_status", "stopped_by_itself", "traces_of"]
+
+INFO_S = 10.0
+COMMAND_S = 10.0
+NODES_AT_ONCE = 16
 
 
 @attrs.frozen(kw_only=True)
 class Seen:
     """What asking a cluster gave. reached: the head's host answered. agent: the agent did. alive: ranks that Ray has.
 
-    stopped: the node says that it stopped by itself; released: and that the hosts are to be given back. stopping: it is
-    about to.
+    stopping: the agent is about to stop the cluster by itself. stopped: the head says that it did; released: and that
+    the hosts are to be given back; stopped_at: when, by the node's clock. traces: what is on each node, by rank, where
+    that was asked: on none while the agent answers, on the head alone when something is there.
     """
 
     reached: bool
@@ -27,35 +37,44 @@ class Seen:
     stopped: bool = False
     released: bool = False
     stopping: bool = False
+    stopped_at: float | None = None
+    traces: tuple[Trace, ...] = ()
 
 
 def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus | None:
-    """The status after a look; None when the cluster gave itself up. Unreachable is not gone, and what was stopped does
-    not come up by itself.
+    """The status after a look at a cluster of `wanted` nodes; None when it is gone, or gave itself up.
+
+    Gone: each node's host was reached, and nothing of the cluster is on any. Whatever is in doubt is UNREACHABLE, with
+    its record and its hosts. What was stopped does not come up by itself. What answers in part is INIT.
     """
     if known is ClusterStatus.STOPPED:
         return ClusterStatus.STOPPED
     if not seen.reached:
         return ClusterStatus.UNREACHABLE
-    if seen.stopping:
-        return ClusterStatus.AUTOSTOPPING
-    if seen.agent and seen.ray_ok and seen.alive == wanted:
-        return ClusterStatus.UP
-    if seen.stopped and not seen.agent:
+    if seen.agent:
+        if seen.stopping:
+            return ClusterStatus.AUTOSTOPPING
+        whole = seen.ray_ok and seen.alive == wanted
+        return ClusterStatus.UP if whole else ClusterStatus.INIT
+    if seen.stopped:
         return None if seen.released else ClusterStatus.STOPPED
-    return ClusterStatus.INIT
+    if not seen.traces or Trace.OURS in seen.traces:
+        return ClusterStatus.INIT
+    if len(seen.traces) < wanted or Trace.UNKNOWN in seen.traces:
+        return ClusterStatus.UNREACHABLE
+    return None
 
 
 def look(session: Session, record: ClusterRecord) -> Seen | None:
-    """None when the answer says nothing: the agent is of another version."""
+    """Ask the cluster; None when the answer says nothing: the agent is of another version."""
     try:
-        info = session.agent(record).call("info", answer_within_s=20.0)
+        info = session.agent(record).call("info", answer_within_s=INFO_S)
     except AgentVersionError:
         return None
-    except TransportError:
-        return Seen(reached=False)
     except AgentError:
         return _look_without_agent(session, record)
+    except SkyError:
+        return Seen(reached=False)
     if info.get("asleep"):  # woken to be read, and nothing else
         return _look_without_agent(session, record)
     return Seen(
@@ -70,8 +89,49 @@ def look(session: Session, record: ClusterRecord) -> Seen | None:
 def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
     try:
         said = stopped_by_itself(session, record)
-    except TransportError:
+    except SkyError:
         return Seen(reached=False)
-    if said is None:
-        return Seen(reached=True)
-    return Seen(reached=True, stopped=True, released=bool(said.get("down")))
+    if said is not None:
+        at = said.get("at")
+        return Seen(
+            reached=True,
+            stopped=True,
+            released=bool(said.get("down")),
+            stopped_at=float(at) if isinstance(at, (int, float)) else None,
+        )
+    head = _trace(session, record, record.head)
+    if head is not Trace.NONE:
+        return Seen(reached=head is Trace.OURS, traces=(head,))
+    return Seen(reached=True, traces=(head, *_traces(session, record, record.nodes[1:])))
+
+
+def traces_of(session: Session, record: ClusterRecord) -> tuple[Trace, ...]:
+    """What of the cluster is on each of its nodes, by rank; all are asked at once."""
+    return _traces(session, record, record.nodes)
+
+
+def _traces(session: Session, record: ClusterRecord, nodes: tuple[NodeRecord, ...]) -> tuple[Trace, ...]:
+    outcomes = fanout(lambda node: _trace(session, record, node), nodes, limit=NODES_AT_ONCE)
+    return tuple(outcome.get() for outcome in outcomes)
+
+
+def _trace(session: Session, record: ClusterRecord, node: NodeRecord) -> Trace:
+    try:
+        transport = session.transport(node.address)
+        return trace_of(transport, node, cluster=record.name, cluster_id=record.cluster_id, timeout_s=COMMAND_S)
+    except SkyError:
+        return Trace.UNKNOWN
+
+
+def stopped_by_itself(session: Session, record: ClusterRecord) -> Mapping[str, object] | None:
+    """What the head wrote when the cluster stopped for want of work ("at", "down", "stopping"); None when it did not.
+
+    Raises TransportError.
+    """
+    marker = f"{record.head.root}/.sky/stopped.json"
+    done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=COMMAND_S)
+    try:
+        said = json.loads(done.stdout) if done.ok else {}
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) and said.get("cluster_id") == record.cluster_id else None

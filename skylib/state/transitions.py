@@ -10,8 +10,19 @@ import attrs
 from skylib.errors import ClusterBusy, ClusterNotFound, NoCapacityError
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.job import JobRecord, JobStatus
+from skylib.state.base import UsageInterval
 
-__all__ = ["Usage", "changed", "check_same_life", "keeps_stored_job", "no_capacity", "not_found", "usage_after"]
+__all__ = [
+    "Usage",
+    "UsageChange",
+    "changed",
+    "check_same_life",
+    "keeps_stored_job",
+    "no_capacity",
+    "not_found",
+    "usage_after",
+    "usage_change",
+]
 
 _FIXED = frozenset({"name", "cluster_id", "status", "status_since"})
 
@@ -31,6 +42,42 @@ def usage_after(status: ClusterStatus, *, is_open: bool) -> Usage:
     if status is ClusterStatus.STOPPED and is_open:
         return Usage.CLOSE
     return Usage.KEEP
+
+
+@attrs.frozen(kw_only=True)
+class UsageChange:
+    """What becomes of a cluster's usage: an interval opens, the open one closes, or neither. Unix seconds."""
+
+    opens_at: float | None = None
+    closes_at: float | None = None
+
+
+def usage_change(
+    before: ClusterRecord | None,
+    status: ClusterStatus | None,
+    *,
+    at: float,
+    last: UsageInterval | None,
+    used_until: float | None = None,
+) -> UsageChange:
+    """UP is use; INIT, STOPPED and removed are none; AUTOSTOPPING and UNREACHABLE leave it as it was: doubt ends nothing.
+
+    before: the record until now. status: the new one, None when the cluster is removed. last: the latest interval of
+    this life. used_until: until when it was in use, where a node tells; else that is `at`, and for a cluster that was
+    UNREACHABLE the time it became so. Intervals begin where the last one ended or later, and never end before they
+    began, whatever the clock.
+    """
+    is_open = last is not None and last.end is None
+    if status is ClusterStatus.UP:
+        if is_open:
+            return UsageChange()
+        return UsageChange(opens_at=at if last is None or last.end is None else max(at, last.end))
+    if not is_open or last is None or status in (ClusterStatus.AUTOSTOPPING, ClusterStatus.UNREACHABLE):
+        return UsageChange()
+    until = used_until
+    if until is None:
+        until = before.status_since if before is not None and before.status is ClusterStatus.UNREACHABLE else at
+    return UsageChange(closes_at=max(last.start, min(until, at)))
 
 
 def changed(record: ClusterRecord, status: ClusterStatus, at: float, changes: Mapping[str, object]) -> ClusterRecord:
