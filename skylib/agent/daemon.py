@@ -18,6 +18,7 @@ from .db import JobsDb
 from .ending import end_cluster
 from .engine import Engine
 from .link import RankError, Ranks, RayLink
+from .mark import MarkKeeper
 from .processes import ancestors, is_alive, own, read
 from .protocol import PROTOCOL, TOKEN_VARIABLE
 from .server import Server, Verb
@@ -57,6 +58,7 @@ class Daemon(Keeper):
         self._stopped = os.path.join(config.sky, "stopped.json")
         self._was_up = self._ever_up = False
         self._keeping: Optional[asyncio.Task[None]] = None
+        self._mark: Optional[MarkKeeper] = None
 
     async def run(self, ready: Any) -> None:
         """Until it is told to leave. ready: called once the socket accepts."""
@@ -78,8 +80,11 @@ class Daemon(Keeper):
             self._engine.load(asleep=self.asleep)
         if self.asleep:
             work = [asyncio.ensure_future(self._leave_when_alone(server))]
-        elif self._engine is not None:
-            work = [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
+        else:
+            self._mark = MarkKeeper(self.config, self._for_mark if self._engine is not None else None)
+            work = [asyncio.ensure_future(self._mark.run())]
+        if self._engine is not None and not self.asleep:
+            work += [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
         await self._leaving.wait()
         await server.close()
         if self._engine is not None:
@@ -87,6 +92,8 @@ class Daemon(Keeper):
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+        if self._mark is not None:
+            await self._mark.write()
         if self._engine is not None:
             self._engine.db.close()
 
@@ -175,6 +182,12 @@ class Daemon(Keeper):
 
     def touch(self) -> None:
         self.last_event = time.time()
+        if self._mark is not None:
+            self._mark.touch()
+
+    def _for_mark(self) -> Dict[str, Any]:
+        """What this head's cluster.json says of its jobs and timer."""
+        return {"job_ids": list(self.engine.jobs), "autostop": self.autostop.to_json() if self.autostop else None}
 
     def set_autostop(self, setting: Optional[Autostop]) -> None:
         self.autostop = setting
