@@ -81,7 +81,8 @@ class ScriptedAgent:
                     raise Refused("asleep", "the cluster is stopped; its agent only reads")
                 if self._host.agent is not self:
                     return
-                answer = getattr(self, f"_{verb}")(message["args"], lambda item: self._say(channel, {"id": number, "item": item}))
+                act = getattr(self, f"_{verb}")
+                answer = act(message["args"], lambda item: self._say(channel, {"id": number, "item": item}))
             self._say(channel, {"id": number, "ok": answer})
         except Refused as refused:
             self._say(channel, {"id": number, "error": refused.reply})
