@@ -134,3 +134,80 @@ def test_work_sees_the_callers_context() -> None:
     seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
     seen.set("launch")
     assert [outcome.get() for outcome in fanout(lambda n: seen.get(), range(4))] == ["launch"] * 4
+
+
+def test_what_is_late_goes_on_alone_and_the_others_count() -> None:
+    """After patience_s the caller has the outcomes that came; a single item is bounded, too."""
+    goes_on, ended = threading.Event(), threading.Event()
+
+    def work(n: int) -> int:
+        if n == 1:
+            goes_on.wait(30)
+            ended.set()
+        return n
+
+    try:
+        outcomes = fanout(work, range(3), patience_s=0.1)
+        assert [outcome.value for outcome in outcomes] == [0, None, 2]
+        assert isinstance(outcomes[1].error, TimeoutError)
+        assert isinstance(fanout(work, [1], patience_s=0.05)[0].error, TimeoutError)
+    finally:
+        goes_on.set()
+    assert ended.wait(10)
+
+
+def test_with_time_enough_all_outcomes_come_and_at_once() -> None:
+    """Patience is no wait: errors and values come as without it."""
+
+    def work(n: int) -> int:
+        if n == 3:
+            raise ConnectError("down")
+        return n
+
+    outcomes = fanout(work, range(100), limit=4, patience_s=60)
+    assert [outcome.value for outcome in outcomes] == [n if n != 3 else None for n in range(100)]
+    assert isinstance(outcomes[3].error, ConnectError)
+
+
+def test_slow_work_holds_up_nobody() -> None:
+    """Six that hang do not take the two places: all others are done beside them."""
+    goes_on = threading.Event()
+    lock = threading.Lock()
+    done = 0
+
+    def work(n: int) -> int:
+        nonlocal done
+        if n < 6:
+            assert goes_on.wait(30)
+            return n
+        with lock:
+            done += 1
+            if done == 20:
+                goes_on.set()
+        return n
+
+    outcomes = fanout(work, range(26), limit=2, patience_s=60, slow_s=0.01)
+    assert [outcome.value for outcome in outcomes] == list(range(26))
+
+
+def test_there_is_an_end_to_threads_and_what_did_not_begin_is_cancelled() -> None:
+    """However many hang: at most eight times the limit at once; the rest is told from what was late."""
+    goes_on = threading.Event()
+    lock = threading.Lock()
+    now = most = 0
+
+    def work(n: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        goes_on.wait(30)
+        with lock:
+            now -= 1
+
+    try:
+        outcomes = fanout(work, range(40), limit=2, patience_s=1.0, slow_s=0.001)
+        assert [type(outcome.error) for outcome in outcomes] == [TimeoutError] * 16 + [CancelledError] * 24
+    finally:
+        goes_on.set()
+    assert most == 16
