@@ -8,7 +8,7 @@ see to. A connection can be lost at the same points instead, while the session l
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,6 +17,7 @@ import attrs
 
 from skylib.models.node import HostAddress
 from skylib.state.base import StateStore
+from skylib.state.intents import PROCESS
 from skylib.transport.base import Chunk, Completed
 from skylib.transport.command import Command
 from skylib.transport.pool import Transports
@@ -201,7 +202,10 @@ class DoomedProcess:
 
 
 def doomed_store(store: StateStore, doom: Doom) -> StateStore:
-    """The store as a session sees it whose writes are effects: "store <method>"."""
+    """The store as a session sees it whose writes are effects: "store <method>".
+
+    Its intents look as if they came from a process of the session's own, which nobody finds alive.
+    """
 
     class Doomed:
         def __getattr__(self, name: str) -> Any:
@@ -209,5 +213,11 @@ def doomed_store(store: StateStore, doom: Doom) -> StateStore:
             if name not in _WRITES:
                 return method
             return lambda *args, **kwargs: doom.act(f"store {name}", lambda: method(*args, **kwargs))
+
+        def begin_intent(self, operation: str, cluster: str, details: Mapping[str, object] | None = None) -> int:
+            known = dict(details or {})
+            if PROCESS in known:
+                known[PROCESS] = str(known[PROCESS]).rpartition(" ")[0] + " 0"
+            return doom.act("store begin_intent", lambda: store.begin_intent(operation, cluster, known))
 
     return cast(StateStore, Doomed())

@@ -1,0 +1,246 @@
+"""Clients that die anywhere, connections that are lost, hosts that reboot: what is left is always finished or undone."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import attrs
+import pytest
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from skylib.errors import ClusterNotFound, ClusterNotUp, InvalidSpecError, NoCapacityError, NoOfferError, SkyError
+from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.resources import Resources
+from skylib.models.task import Task
+from skylib.ops import execute, launch, lifecycle, status
+from skylib.ops.reconcile import reconcile
+from skylib.paths import SkyHome
+from skylib.session import Session
+from skylib.state.sqlite import SqliteStore
+from tests.doom import Doom, End, Killed, Point, Wires, doomed_store
+from tests.scripted_node import ScriptedLab
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+HOMES = ("x", "y")
+HOSTS = ("h1", "h2", "h3")
+_STORE = ("begin_intent", "begin_launch", "claim_hosts", "save_cluster", "settle", "settle_intent", "remove_cluster", "save_jobs")
+_NODE = ("probe", "claim", "put", "ray", "daemon", "bridge", "end", "release", "wake")
+_SEND = ("hello", "ready", "submit", "autostop", "cancel", "queue", "logs", "info")
+
+_homes = st.sampled_from(HOMES)
+_names = st.sampled_from(["a", "b"])
+_hosts = st.sampled_from(HOSTS)
+_whats = st.one_of(
+    st.sampled_from(_STORE).map(lambda name: f"store {name}"),
+    st.builds("{} {}".format, st.sampled_from(_NODE), _hosts),
+    st.builds("send {} {}".format, st.sampled_from(_SEND), _hosts),
+)
+_points = st.none() | st.builds(Point, what=_whats, number=st.integers(1, 2), end=st.sampled_from(End))
+
+
+@attrs.define
+class Caller:
+    """A client of one home, until it dies."""
+
+    session: Session
+    doom: Doom
+
+    @classmethod
+    def of(cls, home: Path, lab: ScriptedLab) -> Caller:
+        doom = Doom()
+        store = doomed_store(SqliteStore(SkyHome(home)), doom)
+        return cls(session=Session(home, transports=Wires(lab, doom), store=store), doom=doom)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_deaths() -> Iterator[None]:
+    """A thread of a client that has died says nothing."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_type is Killed else before(args)
+    yield
+    threading.excepthook = before
+
+
+class CrashMachine(RuleBasedStateMachine):
+    """Two homes of one pool of three hosts; one verb at a time, any of which may be its client's last."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = TemporaryDirectory(dir=MEMORY)
+        self.lab = ScriptedLab(len(HOSTS))
+        self.callers: dict[str, Caller] = {}
+        for name in HOMES:
+            self._make_home(Path(self.folder.name, name))
+
+    def _make_home(self, home: Path) -> None:
+        home.mkdir(mode=0o700)
+        home.joinpath("ssh_node_pools.yaml").write_text(self.lab.pool_yaml())
+        home.joinpath("config.yaml").write_text("provision:\n  timeout_s: 2\nagent:\n  call_timeout_s: 2\n")
+        self.callers[home.name] = Caller.of(home, self.lab)
+
+    @property
+    def whole(self) -> bool:
+        """Every host is reached."""
+        return all(host.up for host in self.lab.hosts.values())
+
+    def _call(self, home: str, point: Point | None, verb: str, act: object, *refusals: type[SkyError]) -> None:
+        """One verb. When nothing goes wrong on its way, it works, or refuses as it may."""
+        caller = self.callers[home]
+        caller.doom.arm(point)
+        try:
+            act(caller.session)  # type: ignore[operator]
+        except Killed:
+            pass
+        except SkyError as error:
+            if self.whole and not caller.doom.met and not isinstance(error, refusals):
+                raise
+        if caller.doom.met and point is not None:
+            event(f"{verb}: {point.what.split(' h')[0]}")
+        caller.doom.arm(None)
+        if caller.doom.dead:
+            caller.session.close()
+            self.callers[home] = Caller.of(Path(self.folder.name, home), self.lab)
+
+    @rule(
+        home=_homes,
+        name=_names,
+        nodes=st.integers(1, 2),
+        run=st.sampled_from(["true", "sleep"]),
+        idle=st.sampled_from([None, 5]),
+        down=st.booleans(),
+        point=_points,
+    )
+    def launch(self, home: str, name: str, nodes: int, run: str, idle: int | None, down: bool, point: Point | None) -> None:
+        task = Task(run=run, num_nodes=nodes, resources=Resources(infra="ssh/lab"))
+        options = launch.Options(idle_minutes=idle, down=down and idle is not None)
+        refusals = (NoCapacityError, NoOfferError, InvalidSpecError, ClusterNotUp)
+        self._call(home, point, "launch", lambda session: launch.launch(session, task, name, options), *refusals)
+
+    @rule(home=_homes, name=_names, key=st.sampled_from([None, "k"]), point=_points)
+    def exec_(self, home: str, name: str, key: str | None, point: Point | None) -> None:
+        refusals = (ClusterNotFound, ClusterNotUp)
+        if self._broken(home, name):
+            refusals = (SkyError,)  # type: ignore[assignment]
+        self._call(home, point, "exec", lambda session: execute.exec_(session, "true", name, key=key), *refusals)
+
+    @rule(home=_homes, name=_names, point=_points)
+    def stop(self, home: str, name: str, point: Point | None) -> None:
+        self._call(home, point, "stop", lambda session: lifecycle.stop(session, name), ClusterNotFound)
+
+    @rule(home=_homes, name=_names, point=_points)
+    def start_(self, home: str, name: str, point: Point | None) -> None:
+        self._call(home, point, "start", lambda session: lifecycle.start(session, name), ClusterNotFound)
+
+    @rule(home=_homes, name=_names, point=_points)
+    def down(self, home: str, name: str, point: Point | None) -> None:
+        self._call(home, point, "down", lambda session: lifecycle.down(session, name), ClusterNotFound)
+
+    @rule(home=_homes, name=_names, idle=st.sampled_from([5.0, -1.0]), down=st.booleans(), point=_points)
+    def autostop(self, home: str, name: str, idle: float, down: bool, point: Point | None) -> None:
+        refusals = (SkyError,) if self._broken(home, name) else (ClusterNotFound, ClusterNotUp)
+        act = lambda session: lifecycle.autostop(session, name, idle, down=down)  # noqa: E731
+        self._call(home, point, "autostop", act, *refusals)
+
+    @rule(home=_homes, point=_points)
+    def reconcile(self, home: str, point: Point | None) -> None:
+        self._call(home, point, "reconcile", lambda session: reconcile(session))
+
+    @rule(home=_homes, point=_points)
+    def refresh(self, home: str, point: Point | None) -> None:
+        self._call(home, point, "status", lambda session: status.status(session, refresh_first=True))
+
+    @rule(host=_hosts)
+    def cut(self, host: str) -> None:
+        self.lab.hosts[host].cut()
+
+    @rule()
+    def mend(self) -> None:
+        for host in self.lab.hosts.values():
+            host.mend()
+
+    @rule(host=_hosts)
+    def reboot(self, host: str) -> None:
+        self.lab.hosts[host].reboot()
+
+    @rule()
+    def time_passes(self) -> None:
+        for host in self.lab.hosts.values():
+            if host.agent is not None:
+                host.agent.idle()
+
+    def _broken(self, home: str, name: str) -> bool:
+        """Whether the cluster is not what its record says."""
+        record = self.callers[home].session.store.cluster(name)
+        return record is not None and any(self._kinds(record, node.host) != ["agent", "ray"] for node in record.nodes)
+
+    def _kinds(self, record: ClusterRecord, host: str) -> list[str]:
+        return self.lab.hosts[host].kinds(record.cluster_id)
+
+    @invariant()
+    def no_host_serves_two(self) -> None:
+        if hasattr(self, "lab"):
+            assert self.lab.wrong == []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        try:
+            self.mend()
+            self._settle_all()
+            self._judge()
+            self._take_all_down()
+        finally:
+            for caller in self.callers.values():
+                caller.session.close()
+            shutil.rmtree(self.folder.name, ignore_errors=True)
+
+    def _settle_all(self) -> None:
+        for caller in self.callers.values():
+            reconcile(caller.session)
+            status.status(caller.session, refresh_first=True)
+
+    def _judge(self) -> None:
+        """Each record has its hosts claimed and marked; what is UP runs there; nothing else has anything anywhere."""
+        known: dict[str, ClusterRecord] = {}
+        for caller in self.callers.values():
+            store = caller.session.store
+            records = store.clusters()
+            known.update({record.cluster_id: record for record in records})
+            wanted = {(record.infra, node.host): record.name for record in records for node in record.nodes}
+            assert store.claims() == wanted
+            assert store.open_intents() == []
+        for record in known.values():
+            assert record.status in (ClusterStatus.UP, ClusterStatus.STOPPED, ClusterStatus.INIT)
+            for node in record.nodes:
+                mark = self.lab.hosts[node.host].mark()
+                kinds = self._kinds(record, node.host)
+                assert mark is not None
+                assert mark["cluster_id"] == record.cluster_id
+                if record.status is ClusterStatus.UP:
+                    assert kinds == ["agent", "ray"]
+                if record.status is ClusterStatus.STOPPED:
+                    assert kinds == []
+        for host in self.lab.hosts.values():
+            mark = host.mark()
+            assert mark is None or mark["cluster_id"] in known
+            assert host.serves() <= set(known)
+
+    def _take_all_down(self) -> None:
+        for caller in self.callers.values():
+            for record in caller.session.store.clusters():
+                lifecycle.down(caller.session, record.name)
+            assert caller.session.store.claims() == {}
+            for life in caller.session.store.history():
+                assert [span for span in life.intervals if span.end is None] == []
+        assert {name: host.left() for name, host in self.lab.hosts.items() if host.left()} == {}
+        assert self.lab.wrong == []
+
+
+TestCrashes = CrashMachine.TestCase
+TestCrashes.settings = settings(max_examples=40, stateful_step_count=14, deadline=None)
