@@ -100,16 +100,29 @@ class StateStore(Protocol):
         """Write the record as it is (usage follows its status). Raises ClusterBusy and ClusterNotFound as `settle`."""
 
     def settle(
-        self, name: str, status: ClusterStatus, *, at: float, cluster_id: str | None = None, **changes: object
+        self,
+        name: str,
+        status: ClusterStatus,
+        *,
+        at: float,
+        cluster_id: str | None = None,
+        used_until: float | None = None,
+        **changes: object,
     ) -> ClusterRecord:
         """Change the status and, by name, other fields of the record; status_since moves only if the status changes.
 
-        cluster_id: settle only that life of the name. Opens a usage interval on UP, closes it on STOPPED.
+        cluster_id: settle only that life of the name. Opens a usage interval on UP, closes it on STOPPED and INIT: at
+        `used_until` where that is known, else at `at`, or when it became UNREACHABLE.
         Raises ClusterNotFound when there is no such cluster (or its life is over), TypeError on an unknown field.
         """
 
-    def remove_cluster(self, name: str, *, at: float, cluster_id: str | None = None) -> ClusterRecord | None:
-        """Move it into history and release its hosts. The record it had; None when there was none."""
+    def remove_cluster(
+        self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None
+    ) -> ClusterRecord | None:
+        """Move it into history and release its hosts. The record it had; None when there was none.
+
+        used_until: as of `settle`.
+        """
 
     # Hosts held.
 
@@ -139,8 +152,8 @@ class StateStore(Protocol):
 
     # History and events.
 
-    def history(self, since: float | None = None) -> list[HistoryRecord]:
-        """Every life, newest first; with `since`, those that had not ended before it."""
+    def history(self, since: float | None = None, *, name: str | None = None) -> list[HistoryRecord]:
+        """Every life, newest first; with `since`, those that had not ended before it; with `name`, those of one name."""
 
     def add_event(
         self, cluster: str, kind: str, *, at: float, cluster_id: str = "", details: Mapping[str, object] | None = None
@@ -172,3 +185,11 @@ class StateStore(Protocol):
 
     def config_items(self, prefix: str) -> dict[str, object]:
         """All keys that begin with `prefix` ("pools/"), in order, with their values."""
+
+    # What is beyond use. Dropped by itself, a bounded part at once, when it is 30 days old.
+
+    def prune(self, before: float) -> int:
+        """Drop events and settled intents from before that time (unix seconds); how many. In several transactions.
+
+        Open intents stay, and the newest intent, the last event of each cluster that exists, and all of history.
+        """

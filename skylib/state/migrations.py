@@ -74,7 +74,18 @@ def _events_intents_config(db: Database) -> None:
     db.table("config").create({"key": str, "value": str}, pk="key", not_null={"value"})
 
 
-_STEPS: tuple[Callable[[Database], None], ...] = (_first_tables, _events_intents_config)
+def _order_and_age(db: Database) -> None:
+    """seq numbers the lives of clusters as they began, which rowid did; what is old is found by its time."""
+    db.table("cluster_history").add_column("seq", int, not_null_default=0)
+    db.execute("UPDATE cluster_history SET seq = rowid")
+    db.table("cluster_history").create_index(["seq"])
+    db.table("clusters").add_column("seq", int, not_null_default=0)
+    lives = "SELECT seq FROM cluster_history WHERE cluster_history.cluster_id = clusters.cluster_id"
+    db.execute(f"UPDATE clusters SET seq = COALESCE(({lives}), 0)")
+    db.table("events").create_index(["at"])
+
+
+_STEPS: tuple[Callable[[Database], None], ...] = (_first_tables, _events_intents_config, _order_and_age)
 
 SCHEMA_VERSION = len(_STEPS)
 _RECORD = "migrations"

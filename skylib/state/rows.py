@@ -13,18 +13,15 @@ from skylib.models.job import JobRecord
 __all__ = [
     "CLUSTER_SCHEMA",
     "JOB_SCHEMA",
-    "Row",
+    "cluster_document",
     "cluster_from_document",
-    "cluster_row",
     "dump_json",
-    "history_row",
+    "job_document",
     "job_from_document",
-    "job_row",
     "load_object",
     "load_value",
 ]
 
-Row = dict[str, object]
 _T = TypeVar("_T")
 
 CLUSTER_SCHEMA = 1
@@ -61,28 +58,9 @@ def load_object(document: str) -> dict[str, object]:
     return value
 
 
-def cluster_row(record: ClusterRecord) -> Row:
-    """The row of a cluster that exists."""
-    return {
-        "name": record.name,
-        "cluster_id": record.cluster_id,
-        "status": record.status.value,
-        "launched_at": record.launched_at,
-        "schema": CLUSTER_SCHEMA,
-        "record": dump_json(record.to_json()),
-    }
-
-
-def history_row(record: ClusterRecord, *, ended_at: float | None = None) -> Row:
-    """The row of one life of a cluster name."""
-    return {
-        "cluster_id": record.cluster_id,
-        "name": record.name,
-        "launched_at": record.launched_at,
-        "ended_at": ended_at,
-        "schema": CLUSTER_SCHEMA,
-        "record": dump_json(record.to_json()),
-    }
+def cluster_document(record: ClusterRecord) -> str:
+    """Of CLUSTER_SCHEMA. Raises StateError when a field is no JSON."""
+    return dump_json(record.to_json())
 
 
 def cluster_from_document(schema: int, document: str) -> ClusterRecord:
@@ -90,16 +68,9 @@ def cluster_from_document(schema: int, document: str) -> ClusterRecord:
     return _read(ClusterRecord.from_json, "cluster", schema, document, CLUSTER_SCHEMA, _CLUSTER_UPGRADES)
 
 
-def job_row(cluster_id: str, record: JobRecord) -> Row:
-    """The row of a job that was seen in that life of its cluster."""
-    return {
-        "cluster_id": cluster_id,
-        "job_id": record.job_id,
-        "cluster_name": record.cluster_name,
-        "status": record.status.value,
-        "schema": JOB_SCHEMA,
-        "record": dump_json(record.to_json()),
-    }
+def job_document(record: JobRecord) -> str:
+    """Of JOB_SCHEMA. Raises StateError when a field is no JSON."""
+    return dump_json(record.to_json())
 
 
 def job_from_document(schema: int, document: str) -> JobRecord:

@@ -14,28 +14,17 @@ import pytest
 from skylib.errors import ClusterBusy, ClusterNotFound, NoCapacityError, StateError
 from skylib.models.cluster import AutostopRecord, ClusterStatus
 from skylib.models.job import JobStatus
-from skylib.paths import SkyHome
 from skylib.state.base import StateStore, UsageInterval
-from skylib.state.sqlite import SqliteStore
 from tests.processes import Child, run_at_once
 from tests.records import cluster_record, job_record, node_record
+from tests.stores import KINDS, Opener, opened_stores
 
-Opener = Callable[[], StateStore]
 
-
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=KINDS)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Opens further stores on the same state."""
-    opened: list[StateStore] = []
-
-    def opener() -> StateStore:
-        store: StateStore = SqliteStore(SkyHome(tmp_path / "home"))
-        opened.append(store)
-        return store
-
-    yield opener
-    for store in opened:
-        store.close()
+    with opened_stores(request.param, tmp_path) as opener:
+        yield opener
 
 
 @pytest.fixture

@@ -13,7 +13,14 @@ from skylib.locks import lock_file_name
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord
 from skylib.paths import SkyHome
-from skylib.state.rows import cluster_from_document, cluster_row, job_from_document, job_row
+from skylib.state.rows import (
+    CLUSTER_SCHEMA,
+    JOB_SCHEMA,
+    cluster_document,
+    cluster_from_document,
+    job_document,
+    job_from_document,
+)
 from skylib.state.sqlite import SqliteStore
 from tests.records import cluster_record, cluster_records, job_records, node_records
 
@@ -21,16 +28,13 @@ from tests.records import cluster_record, cluster_records, job_records, node_rec
 @given(cluster_records)
 def test_cluster_records_survive_their_rows(record: ClusterRecord) -> None:
     """Every field, through JSON text."""
-    row = cluster_row(record)
-    assert cluster_from_document(int(str(row["schema"])), str(row["record"])) == record
-    assert (row["name"], row["cluster_id"], row["status"]) == (record.name, record.cluster_id, record.status.value)
+    assert cluster_from_document(CLUSTER_SCHEMA, cluster_document(record)) == record
 
 
 @given(job_records)
 def test_job_records_survive_their_rows(record: JobRecord) -> None:
     """Every field, through JSON text."""
-    row = job_row("life", record)
-    assert job_from_document(int(str(row["schema"])), str(row["record"])) == record
+    assert job_from_document(JOB_SCHEMA, job_document(record)) == record
 
 
 @given(node_records)

@@ -1,0 +1,44 @@
+"""Stores for tests, by kind. A test that takes `kind` of KINDS runs on each database that the library knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skylib.paths import SkyHome
+from skylib.state.base import StateStore
+from skylib.state.sqlite import SqliteStore
+
+__all__ = ["KINDS", "Opener", "opened_stores"]
+
+KINDS = ("sqlite",)
+
+# Opens one more store on the same state. Its argument: the store's clock, by default time.time.
+Opener = Callable[..., StateStore]
+
+
+@contextmanager
+def opened_stores(kind: str, folder: Path) -> Iterator[Opener]:
+    """State that begins empty and is this test's alone; the stores are closed and it is gone when the block ends.
+
+    folder: an empty one, for what is kept in files.
+    """
+    opened: list[StateStore] = []
+
+    def opener(**options: Callable[[], float]) -> StateStore:
+        store = _open(kind, folder, **options)
+        opened.append(store)
+        return store
+
+    try:
+        yield opener
+    finally:
+        for store in opened:
+            store.close()
+
+
+def _open(kind: str, folder: Path, **options: Callable[[], float]) -> StateStore:
+    if kind == "sqlite":
+        return SqliteStore(SkyHome(folder / "home"), **options)
+    raise ValueError(f"no such kind of store: {kind}")
