@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import getpass
 import hashlib
 import logging
@@ -17,13 +18,17 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from skylib import __version__
+from skylib.config.database import find_database, place_of
+from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
-from skylib.errors import ClusterNotFound, SkyError, StateError
+from skylib.errors import ClusterNotFound, ConfigError, SkyError, StateError
 from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.journal import Journal
 from skylib.locks import Locks
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.node import HostAddress, NodeFacts
+from skylib.models.secret import Secret
+from skylib.models.task import Task
 from skylib.paths import SkyHome, default_home, write_private
 from skylib.providers.base import ProviderContext
 from skylib.providers.registry import Registry
@@ -45,6 +50,23 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
+class _Parts:
+    """What a session and its tuned views share: parts made late, channels to agents, intents that they are at."""
+
+    def __init__(self, made: Mapping[str, object | None]) -> None:
+        self.lock = threading.RLock()
+        self.made = {name: part for name, part in made.items() if part is not None}
+        self.agents: dict[tuple[str, float], AgentClient] = {}  # by cluster_id and the time that an answer may take
+        self.intents: set[int] = set()
+        _renew_in_children(self)
+
+    def get(self, name: str, make: Callable[[], _T]) -> _T:
+        with self.lock:
+            if name not in self.made:
+                self.made[name] = make()
+            return cast(_T, self.made[name])
+
+
 class Session:
     """One home, open. Safe from many threads, and after fork; two sessions of one home do not disturb each other."""
 
@@ -61,26 +83,54 @@ class Session:
         """transports, store: in the place of those that the home's configuration asks for; close() closes them, too."""
         self.home = SkyHome(Path(home) if home is not None else default_home())
         self.clock = clock
+        self.expected_database: str | None = None  # where the cluster of a handle is, as far as the handle knows
         self._overrides = dict(config or {})
+        if isinstance(self._overrides.get("db"), str):
+            self._overrides["db"] = Secret(str(self._overrides["db"]))
         self._sink = events or discard
         self._relay = Relay()
-        self._lock = threading.RLock()
-        given = {"transports": transports, "store": store}
-        self._parts: dict[str, object] = {name: part for name, part in given.items() if part is not None}
-        self._agents: dict[str, AgentClient] = {}
-        self._intents: set[int] = set()  # those that this session is at
-        _renew_in_children(self)
+        self._parts = _Parts({"transports": transports, "store": store})
+        self._tuned: Config | None = None
 
     def __repr__(self) -> str:
         return f"Session(home={str(self.home.root)!r})"
 
     @property
     def config(self) -> Config:
-        return self._part("config", lambda: load_config(self.home, overrides=self._overrides))
+        return self._tuned or self._parts.get("config", self._load_config)
+
+    def reload_config(self) -> Config:
+        """Read all layers anew. Connections that are open keep what they were opened with. Raises ConfigError."""
+        fresh = self._load_config()
+        with self._parts.lock:
+            self._parts.made["config"] = fresh
+            transports = self._parts.made.get("transports")
+        if isinstance(transports, Transports):
+            transports.use(*_ssh_settings(fresh))
+        return fresh
+
+    def tuned(self, task: Task) -> Session:
+        """This session with the task's own `config:` on top; all else is shared. Raises ConfigError with its place."""
+        if not task.config:
+            return self
+        view = copy.copy(self)
+        view._tuned = self.config.tuned(task.config, lambda path: Origin(source="Task(config=...)"))
+        return view
+
+    @property
+    def database(self) -> Secret | None:
+        """The database that the state is kept in; None: the home keeps it. As it was when the session first asked."""
+        return self._parts.get("database", lambda: find_database(self.home, self._overrides))
+
+    @property
+    def where(self) -> str:
+        """What keeps the state, for people: the home, or "database host/name"."""
+        url = self.database
+        return str(self.home.root) if url is None else f"database {place_of(url).label}"
 
     @property
     def store(self) -> StateStore:
-        return self._part("store", lambda: SqliteStore(self.home, locks=self.file_locks))
+        return self._part("store", self._make_store)
 
     @property
     def locks(self) -> Locks:
@@ -137,8 +187,9 @@ class Session:
 
     def new_agent(self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout) -> AgentClient:
         """The channel to the agent of this life of the cluster; the same one every time."""
-        with self._lock:
-            known = self._agents.get(cluster_id)
+        timeout_s = self.config.agent.call_timeout_s
+        with self._parts.lock:
+            known = self._parts.agents.get((cluster_id, timeout_s))
             if known is None:
                 known = AgentClient(
                     transport,
@@ -146,16 +197,17 @@ class Session:
                     cluster=cluster,
                     cluster_id=cluster_id,
                     version=__version__,
-                    call_timeout_s=self.config.agent.call_timeout_s,
+                    call_timeout_s=timeout_s,
                 )
-                self._agents[cluster_id] = known
+                self._parts.agents[cluster_id, timeout_s] = known
             return known
 
     def forget_agent(self, cluster_id: str) -> None:
-        """Close the channel to an agent that is gone or about to go."""
-        with self._lock:
-            agent = self._agents.pop(cluster_id, None)
-        if agent is not None:
+        """Close the channels to an agent that is gone or about to go."""
+        with self._parts.lock:
+            keys = [key for key in self._parts.agents if key[0] == cluster_id]
+            agents = [self._parts.agents.pop(key) for key in keys]
+        for agent in agents:
             agent.close()
 
     def environment(self, events: EventSink) -> Callable[[Transport, NodeFacts, NodeLayout], Environment]:
@@ -194,10 +246,7 @@ class Session:
         if record is None:
             known = tuple(sorted(each.name for each in self.store.clusters()))
             raise ClusterNotFound(
-                f"there is no cluster {name!r} in {self.home.root}",
-                cluster=name,
-                known=known,
-                hint="existing: " + ", ".join(known) if known else "client.launch(task, name) makes one",
+                f"there is no cluster {name!r} in {self.where}", cluster=name, known=known, hint=self._where_else(known)
             )
         return record
 
@@ -233,14 +282,14 @@ class Session:
         pid = os.getpid()
         outcome = "done"
         try:
-            self._intents.add(number)
+            self._parts.intents.add(number)
             yield number
         except BaseException as error:
             outcome = f"failed: {type(error).__name__}"
             raise
         finally:
             if os.getpid() == pid:  # a child forked within is not the one that began it
-                self._intents.discard(number)
+                self._parts.intents.discard(number)
                 self.settle_intent(number, outcome)
 
     def settle_intent(self, number: int, outcome: str) -> None:
@@ -259,15 +308,16 @@ class Session:
         return [
             intent
             for intent in self.store.open_intents(cluster)
-            if intent.intent_id not in self._intents
+            if intent.intent_id not in self._parts.intents
             and not (intent.operation in LOCKLESS and is_living(intent, now=now))
         ]
 
     def close(self) -> None:
         """Close channels, connections and the store; each opens again when it is used."""
-        with self._lock:
-            agents, self._agents = list(self._agents.values()), {}
-            transports, store = self._parts.get("transports"), self._parts.get("store")
+        with self._parts.lock:
+            agents = list(self._parts.agents.values())
+            self._parts.agents.clear()
+            transports, store = self._parts.made.get("transports"), self._parts.made.get("store")
         for agent in agents:
             agent.close()
         if isinstance(transports, Transports):
@@ -276,18 +326,33 @@ class Session:
             cast(StateStore, store).close()
 
     def _part(self, name: str, make: Callable[[], _T]) -> _T:
-        with self._lock:
-            if name not in self._parts:
-                self._parts[name] = make()
-            return self._parts[name]  # type: ignore[return-value]
+        return self._parts.get(name, make)
+
+    def _load_config(self) -> Config:
+        stored = None if self.database is None else self.store.config_get("config")
+        config = load_config(self.home, overrides=self._overrides, stored=stored)
+        if config.database != self.database:
+            raise ConfigError("db is another one than when this client was made", key="db", hint="make a new Client")
+        return config
+
+    def _make_store(self) -> StateStore:
+        if self.database is not None:
+            raise ConfigError("'db' is not supported yet", key="db")
+        return SqliteStore(self.home, locks=self.file_locks)
 
     def _make_transports(self) -> Transports:
-        ssh = self.config.ssh
-        settings = SshSettings(
-            connect_timeout_s=ssh.connect_timeout_s, keepalive_s=ssh.keepalive_s, max_channels=ssh.max_channels
-        )
-        user_config = Path(ssh.user_config).expanduser() if ssh.user_config else Path(os.devnull)
+        settings, user_config = _ssh_settings(self.config)
         return Transports(self.home, settings=settings, user_config_path=user_config, events=self._relay)
+
+    def _where_else(self, known: tuple[str, ...]) -> str:
+        """What to do about a cluster that is not known here."""
+        expected = self.expected_database
+        if expected is not None and (self.database is None or place_of(self.database).label != expected):
+            return (
+                f"the handle was made with the state in database {expected}, and handles do not carry "
+                "Client(config={'db': ...}): set db in config.yaml of this home, or $SKYLIB_DB"
+            )
+        return "existing: " + ", ".join(known) if known else "client.launch(task, name) makes one"
 
     def _read_user_hash(self) -> str:
         path = self.home.user_hash
@@ -302,14 +367,23 @@ class Session:
         return known
 
 
-def _renew_in_children(session: Session) -> None:
-    """A forked child has no thread that would give the lock back."""
-    mine = weakref.ref(session)
+def _ssh_settings(config: Config) -> tuple[SshSettings, Path]:
+    """What connections are made with, and the user's own configuration of SSH."""
+    ssh = config.ssh
+    settings = SshSettings(
+        connect_timeout_s=ssh.connect_timeout_s, keepalive_s=ssh.keepalive_s, max_channels=ssh.max_channels
+    )
+    return settings, Path(ssh.user_config).expanduser() if ssh.user_config else Path(os.devnull)
+
+
+def _renew_in_children(parts: _Parts) -> None:
+    """A forked child has no thread that would give the lock back, and is at no intent."""
+    mine = weakref.ref(parts)
 
     def renew() -> None:
         still = mine()
         if still is not None:
-            still._lock = threading.RLock()
-            still._intents = set()
+            still.lock = threading.RLock()
+            still.intents.clear()
 
     os.register_at_fork(after_in_child=renew)

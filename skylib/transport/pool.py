@@ -50,6 +50,13 @@ class Transports:
         # setdefault is one step for all threads, and needs no lock that a fork could leave locked
         return self._kept.setdefault(address, self._make(address))
 
+    def use(self, settings: SshSettings, user_config_path: Path | None) -> None:
+        """Make connections with these from now on; those that are open stay as they are."""
+        self._settings, self._user_config_path = settings, user_config_path
+        for transport in tuple(self._kept.values()):
+            if isinstance(transport, SshTransport):
+                transport.settings = settings
+
     def close(self) -> None:
         """Close every connection; the transports open anew when they are used again."""
         for transport in tuple(self._kept.values()):

@@ -147,7 +147,7 @@ def test_a_child_forked_while_the_session_is_locked_can_use_it(tmp_path: Path):
     held, goes_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with session._lock:
+        with session._parts.lock:
             held.set()
             goes_on.wait(30)
 
