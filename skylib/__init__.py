@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skylib.models.cluster import ClusterRecord, ClusterStatus
     from skylib.models.job import JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
-    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt
+    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled
     from skylib.models.resources import Resources
     from skylib.models.task import Task
 
@@ -41,6 +41,7 @@ _HOMES = {
     "LogLine": "skylib.models.job",
     "NodeReceipt": "skylib.models.receipts",
     "Plan": "skylib.models.plan",
+    "Reconciled": "skylib.models.receipts",
     "Resources": "skylib.models.resources",
     "Task": "skylib.models.task",
 }
@@ -59,6 +60,7 @@ __all__ = [
     "LogLine",
     "NodeReceipt",
     "Plan",
+    "Reconciled",
     "Resources",
     "Task",
     "__version__",

@@ -15,9 +15,9 @@ from skylib.jobs.submit import Submitted
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord, LogLine
 from skylib.models.plan import Plan
-from skylib.models.receipts import DownReceipt, InfraStatus
+from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
-from skylib.ops import execute, joblogs, launch, lifecycle, planning, status
+from skylib.ops import execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.session import Session
 
 __all__ = ["Client"]
@@ -96,10 +96,16 @@ class Client:
         """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that."""
         return planning.plan(self._session, task, cluster_name)
 
-    def status(self, names: str | Iterable[str] | None = None, *, refresh: bool = False) -> list[ClusterRecord]:
-        """Records of clusters, the newest launch first; `refresh` asks their nodes. Raises ClusterNotFound."""
+    def status(
+        self, names: str | Iterable[str] | None = None, *, refresh: bool = False, timeout_s: float = 30.0
+    ) -> list[ClusterRecord]:
+        """Records of clusters, the newest launch first; `refresh` asks their nodes, for up to timeout_s in all.
+
+        A cluster that does not answer in time is UNREACHABLE since then, and UP again when it answers: nothing of it is
+        dropped. One that is on none of its hosts any more is gone. Raises ClusterNotFound.
+        """
         wanted = [names] if isinstance(names, str) else names
-        return status.status(self._session, wanted, refresh_first=refresh)
+        return status.status(self._session, wanted, refresh_first=refresh, timeout_s=timeout_s)
 
     def cluster(self, name: str) -> Cluster:
         """A handle. Raises ClusterNotFound."""
@@ -124,6 +130,15 @@ class Client:
     def autostop(self, name: str, idle_minutes: float, *, down: bool = False) -> None:
         """Let the nodes end Ray by themselves after so long without a job (0: one minute); negative: never."""
         lifecycle.autostop(self._session, name, idle_minutes, down=down)
+
+    def reconcile(self, names: str | Iterable[str] | None = None) -> list[Reconciled]:
+        """Finish or undo what processes that died had begun, on all clusters (or `names`) at once; what was done, and why.
+
+        The next verb on a cluster does the same for that cluster. What cannot be told, since a host is not reached, is
+        kept and told; a cluster that an operation is on is told as busy. Nothing to do is an empty list.
+        """
+        wanted = [names] if isinstance(names, str) else names
+        return reconcile.reconcile(self._session, wanted)
 
     def queue(self, name: str) -> list[JobRecord]:
         """All jobs of the cluster, oldest first; what was seen of them, when it is stopped or gone."""

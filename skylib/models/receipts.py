@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from enum import Enum
+
 import attrs
 
-__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt"]
+from skylib.models.cluster import ClusterStatus
+
+__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt", "Reconciled", "Settled"]
 
 
 @attrs.frozen(kw_only=True)
@@ -52,3 +57,47 @@ class InfraStatus:
     reason: str = ""
     hosts: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+
+class Settled(str, Enum):
+    """What was done about an operation whose process died.
+
+    KEPT: nothing, since it cannot be told how far it came; it is looked at again. NOTED: nothing was to be done. BUSY:
+    another operation is on the cluster now.
+    """
+
+    FINISHED = "finished"
+    UNDONE = "undone"
+    KEPT = "kept"
+    NOTED = "noted"
+    BUSY = "busy"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Reconciled:
+    """One operation that was found begun and not ended. pid, host, begun_at (unix seconds): who began it, and when.
+
+    why: in words. status: of the cluster now, None when there is none. job_id: the job that it had queued, if that is
+    known. blocks: launch, start and the like refuse the cluster until this is settled; down(purge=True) forgets it.
+    """
+
+    cluster: str
+    operation: str
+    pid: int
+    host: str
+    begun_at: float
+    done: Settled
+    why: str
+    status: ClusterStatus | None = None
+    job_id: int | None = None
+    blocks: bool = False
+
+    @property
+    def began(self) -> str:
+        """Who, and when, in words."""
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begun_at))
+        return f"pid {self.pid} on {self.host} at {at}"
+
+    def __repr__(self) -> str:
+        now = self.status.value if self.status is not None else "gone"
+        return f"<Reconciled {self.cluster!r}: {self.operation} by {self.began}: {self.done.value}, now {now}: {self.why}>"

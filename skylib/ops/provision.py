@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
@@ -151,7 +152,7 @@ def _bring_up(
 
 
 def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluster | None = None) -> ClusterRecord:
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if standing is not None:
         changes = {
             "nodes": standing.nodes,

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 
-from skylib.errors import ClusterBusy
+import attrs
+
+from skylib.errors import ClusterBusy, SkyError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus
-from skylib.ops.endings import give_up
-from skylib.ops.holding import hold
-from skylib.ops.look import Seen, look, next_status
+from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
+from skylib.ops.keeping import bring_logs_home
+from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
+from skylib.ops.pen import Pen
 from skylib.session import Session
-from skylib.transport.fanout import fanout
+from skylib.transport.fanout import Outcome, fanout
 
-__all__ = ["Seen", "check", "next_status", "refresh", "status"]
+__all__ = ["Seen", "check", "next_status", "status"]
+
+ENDINGS_AT_ONCE = 8
 
 
-def status(session: Session, names: Iterable[str] | None = None, *, refresh_first: bool = False) -> list[ClusterRecord]:
-    """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound."""
+@attrs.frozen(kw_only=True)
+class _Ending:
+    """A cluster that is gone, or stopped by itself, as far as the look at it tells."""
+
+    record: ClusterRecord
+    seen: Seen
+
+
+def status(
+    session: Session,
+    names: Iterable[str] | None = None,
+    *,
+    refresh_first: bool = False,
+    timeout_s: float = 30.0,
+) -> list[ClusterRecord]:
+    """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound.
+
+    refresh_first: their nodes are asked, all at once; what has not answered after timeout_s is UNREACHABLE for now, and
+    what could not even be asked is as it was.
+    """
     if names is None:
         records = session.store.clusters()
     else:
@@ -31,53 +56,130 @@ def status(session: Session, names: Iterable[str] | None = None, *, refresh_firs
     if not refresh_first or not records:
         return records
     with session.operation("status") as events:
-        outcomes = fanout(lambda record: refresh(session, record, events), records)
-    fresh = []
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.value is not None:
-            fresh.append(outcome.value)
-    return fresh
+        fresh = _refresh(session, records, events, timeout_s)
+    return [record for record in fresh if record is not None]
 
 
-def refresh(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord | None:
-    """Ask the cluster and settle what it says; None when it released itself (autostop with down).
+def _refresh(
+    session: Session, records: Sequence[ClusterRecord], events: EventSink, timeout_s: float
+) -> list[ClusterRecord | None]:
+    """Ask and settle. Threads only look; what they see is written here, and what takes longer under the pen."""
+    deadline = time.monotonic() + timeout_s
+    asked = {record.name: record for record in records if _is_asked(record)}
+    fresh: dict[str, ClusterRecord | None] = {}
+    endings: list[_Ending] = []
+    for outcome in fanout(lambda record: look(session, record), asked.values(), patience_s=timeout_s):
+        seen = _seen(outcome)
+        if seen is None:
+            continue
+        record = outcome.item
+        found = next_status(record.status, record.num_nodes, seen)
+        if found is None or found is ClusterStatus.STOPPED:
+            endings.append(_Ending(record=record, seen=seen))
+        elif found is not record.status:
+            fresh[record.name] = note(session, record, found)
+    fresh.update(_end_all(session, endings, events, deadline))
+    return [fresh.get(record.name, record) for record in records]
 
-    A cluster that an operation is on is left to that; what is settled is settled under the cluster's lock.
-    """
-    if record.status is ClusterStatus.STOPPED or not record.nodes:
-        return record
-    seen = look(session, record)
-    if seen is None:
-        return record
-    found = next_status(record.status, record.num_nodes, seen)
-    if found is record.status:
-        return record
+
+def _is_asked(record: ClusterRecord) -> bool:
+    """What was stopped stays so until it is started; without nodes there is nobody to ask."""
+    return record.status is not ClusterStatus.STOPPED and bool(record.nodes)
+
+
+def _seen(outcome: Outcome[ClusterRecord, Seen | None]) -> Seen | None:
+    """None when nothing can be said: not asked, or not understood. Raises what is no trouble of one cluster."""
+    if outcome.ok:
+        return outcome.value
+    if isinstance(outcome.error, CancelledError):
+        return None
+    if isinstance(outcome.error, (SkyError, TimeoutError)):
+        return Seen(reached=False)
+    return outcome.get()
+
+
+def _end_all(
+    session: Session, endings: Sequence[_Ending], events: EventSink, deadline: float
+) -> dict[str, ClusterRecord | None]:
+    """What became of them; those not done in time are asked again the next time."""
+    left_s = deadline - time.monotonic()
+    if not endings or left_s <= 0:
+        return {}
+    pen = Pen()
     try:
-        with hold(session, record.name, "status", events, 0.0):
+        outcomes = fanout(
+            lambda ending: _end(session, ending, pen.sink(events), pen),
+            endings,
+            limit=ENDINGS_AT_ONCE,
+            patience_s=left_s,
+        )
+    finally:
+        pen.put_down()
+    done: dict[str, ClusterRecord | None] = {}
+    for outcome in outcomes:
+        if outcome.error is not None and not isinstance(outcome.error, (CancelledError, TimeoutError, SkyError)):
+            raise outcome.error
+        name = outcome.item.record.name
+        done[name] = outcome.value if outcome.ok else session.store.cluster(name)
+    return done
+
+
+def _end(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> ClusterRecord | None:
+    """Under the cluster's lock. What an operation is on, or a dead one left half-done, is not ours to end."""
+    record = ending.record
+    try:
+        with session.hold(record.name, "status", 0.0):
             now = session.store.cluster(record.name)
-            if now is None or (now.cluster_id, now.status, now.status_since) != _mark(record):
-                return now  # it changed while we looked
-            if found is None or found is ClusterStatus.STOPPED:
-                return _settle_stopped(session, record, found, events)
-            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+            if now is None or mark_of(now) != mark_of(record) or session.left_intents(record.name):
+                return now
+            if ending.seen.stopped:
+                return _give_up(session, ending, events, pen)
+            return _forget(session, record, events, pen)
     except ClusterBusy:
         return session.store.cluster(record.name)
 
 
-def _mark(record: ClusterRecord) -> tuple[str, ClusterStatus, float]:
-    return record.cluster_id, record.status, record.status_since
+def _forget(session: Session, record: ClusterRecord, events: EventSink, pen: Pen) -> ClusterRecord | None:
+    """Nothing of it is anywhere: into history with it, its hosts are free. All nodes are asked once more, under the lock."""
+    traces = traces_of(session, record)
+    if len(traces) < record.num_nodes or any(trace is not Trace.NONE for trace in traces):
+        return record
+    with pen:
+        session.forget_agent(record.cluster_id)
+        give_back(session, record, events)
+        session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id)
+    return None
 
 
-def _settle_stopped(
-    session: Session, record: ClusterRecord, found: ClusterStatus | None, events: EventSink
-) -> ClusterRecord | None:
-    """The cluster stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released."""
-    release = found is None
-    operation = "release" if release else "stop"
-    with session.intent(operation, record.name, cluster_id=record.cluster_id, was=record.status.value):
-        return give_up(session, record, events, release=release)
+def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> ClusterRecord | None:
+    """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
+
+    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED.
+    """
+    record, now = ending.record, session.clock()
+    told = ending.seen.stopped_at
+    if told is not None:
+        at = min(told, now)
+    else:
+        at = record.status_since if record.status is ClusterStatus.UNREACHABLE else now
+    if record.status is not ClusterStatus.AUTOSTOPPING:
+        with pen:
+            record = session.store.settle(
+                record.name, ClusterStatus.AUTOSTOPPING, at=now, cluster_id=record.cluster_id
+            )
+    missing = bring_logs_home(session, record, pen=pen)
+    pen.check()
+    if ending.seen.released and not missing:
+        receipts = end_and_release(session, record, events)
+        if not all(receipt.clean for receipt in receipts):
+            return record
+        with pen:
+            give_back(session, record, events)
+            session.store.remove_cluster(record.name, at=at, cluster_id=record.cluster_id)
+        return None
+    end_everywhere(session, record, events)
+    with pen:
+        return session.store.settle(record.name, ClusterStatus.STOPPED, at=at, cluster_id=record.cluster_id)
 
 
 def check(session: Session) -> list[InfraStatus]:
