@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from skylib.config.load import Config
 from skylib.errors import InvalidSpecError
 from skylib.events import EventSink
 from skylib.handles import Cluster, Job
@@ -18,6 +17,7 @@ from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
 from skylib.ops import execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.ops.settings import Settings
 from skylib.session import Session
 
 __all__ = ["Client"]
@@ -47,9 +47,9 @@ class Client:
         return self._session.home.root
 
     @property
-    def config(self) -> Config:
-        """The settings in force; `config.explain("ssh.connect_timeout_s")` says where one comes from."""
-        return self._session.config
+    def config(self) -> Settings:
+        """The settings in force, by section: `config.ssh.keepalive_s`; `config.explain(key)`, `set(key, value)`, `unset`."""
+        return Settings(self._session)
 
     def launch(
         self,
