@@ -160,7 +160,8 @@ class Cluster(_Handle):
 
     def record(self, *, refresh: bool = False) -> ClusterRecord:
         """What is known of it; `refresh` asks its nodes first. Raises ClusterNotFound."""
-        return status.status(self._open(), [self.cluster_name], refresh_first=refresh)[0]
+        found = status.status(self._open(), [self.cluster_name], refresh_first=refresh)
+        return found[0] if found else self._open().require(self.cluster_name)
 
     def nodes(self) -> tuple[NodeRecord, ...]:
         """Its nodes, the head first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from skylib.errors import AgentError, SkyError
 from skylib.jobs import logs, polling
 from skylib.models.cluster import ClusterRecord
+from skylib.ops.pen import FREE, Pen
 from skylib.runtime.agent_client import daemon_command
 from skylib.runtime.teardown import layout_of
 from skylib.session import Session
@@ -16,11 +17,11 @@ WAKE_TIMEOUT_S = 30.0
 KEEP_TIMEOUT_S = 600.0
 
 
-def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = False) -> str:
+def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = False, pen: Pen = FREE) -> str:
     """What the cluster's jobs were and printed, before it goes. "" when all is here, else what is missing, in words.
 
     cancel: end all jobs first, so that nothing is printed after the copy. The agent of a cluster that stopped by itself
-    is woken to be read, and to do nothing else; who asks ends it with all the rest.
+    is woken to be read, and to do nothing else; who asks ends it with all the rest. pen: for what is written down.
     """
     if not record.nodes:
         return ""
@@ -28,21 +29,23 @@ def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = F
         try:
             if cancel:
                 polling.cancel(session.agent(record), record.name, None, all_jobs=True)
-            _bring(session, record)
+            _bring(session, record, pen)
         except AgentError:
             if not _has_jobs(session, record):
                 return ""
             _wake(session, record)
-            _bring(session, record)
+            _bring(session, record, pen)
     except SkyError as error:
         return error.message
     return ""
 
 
-def _bring(session: Session, record: ClusterRecord) -> None:
+def _bring(session: Session, record: ClusterRecord, pen: Pen) -> None:
     jobs = polling.queue(session.agent(record), record.name)
-    session.store.save_jobs(record.cluster_id, jobs)
+    with pen:
+        session.store.save_jobs(record.cluster_id, jobs)
     for each in jobs:
+        pen.check()
         keep_log(session, record, each.job_id)
 
 

@@ -6,7 +6,7 @@ import attrs
 
 from skylib.errors import ClusterNotUp
 from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.ops.look import stopped_by_itself
+from skylib.ops.look import look, next_status, note, stopped_by_itself
 from skylib.session import Session
 
 __all__ = ["Life", "life_of", "require_up", "stopped_by_itself"]
@@ -46,14 +46,21 @@ def _is(record: ClusterRecord | None, cluster_id: str) -> bool:
 
 
 def require_up(session: Session, name: str) -> ClusterRecord:
-    """The record of a cluster that takes jobs. Raises ClusterNotFound, ClusterNotUp."""
+    """The record of a cluster that takes jobs; UNREACHABLE, it is asked again. Raises ClusterNotFound, ClusterNotUp."""
     record = session.require(name)
+    hint = f"client.start({name!r}) brings it up"
+    if record.status is ClusterStatus.UNREACHABLE:
+        seen = look(session, record)
+        found = next_status(record.status, record.num_nodes, seen) if seen is not None else record.status
+        if found is ClusterStatus.UP:
+            return note(session, record, found) or session.require(name)
+        hint = f"client.status({name!r}, refresh=True) asks it again; unreachable is not gone"
     if record.status is not ClusterStatus.UP:
         raise ClusterNotUp(
             f"cluster {name!r} is {record.status.value}",
             cluster=name,
             status=record.status,
             since=record.status_since,
-            hint=f"client.start({name!r}) brings it up",
+            hint=hint,
         )
     return record

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import attrs
 
-from skylib.errors import AgentError, AgentVersionError, SkyError
+from skylib.errors import AgentError, AgentVersionError, ClusterBusy, SkyError
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.runtime.traces import Trace, trace_of
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
-__all__ = ["Seen", "Trace", "look", "next_status", "stopped_by_itself", "traces_of"]
+__all__ = ["Seen", "Trace", "look", "mark_of", "next_status", "note", "stopped_by_itself", "traces_of"]
 
 INFO_S = 10.0
 COMMAND_S = 10.0
@@ -103,6 +103,26 @@ def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
     if head is not Trace.NONE:
         return Seen(reached=head is Trace.OURS, traces=(head,))
     return Seen(reached=True, traces=(head, *_traces(session, record, record.nodes[1:])))
+
+
+def note(session: Session, record: ClusterRecord, found: ClusterStatus) -> ClusterRecord | None:
+    """Settle what was found, under the cluster's lock; the record after it, None when there is none any more.
+
+    A cluster that changed meanwhile, or that an operation is on, is left as it is.
+    """
+    try:
+        with session.hold(record.name, "status", 0.0):
+            now = session.store.cluster(record.name)
+            if now is None or mark_of(now) != mark_of(record):
+                return now
+            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+    except ClusterBusy:
+        return session.store.cluster(record.name)
+
+
+def mark_of(record: ClusterRecord) -> tuple[str, ClusterStatus, float]:
+    """What changes whenever an operation has settled the cluster."""
+    return record.cluster_id, record.status, record.status_since
 
 
 def traces_of(session: Session, record: ClusterRecord) -> tuple[Trace, ...]:

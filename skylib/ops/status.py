@@ -164,9 +164,7 @@ def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> 
         at = record.status_since if record.status is ClusterStatus.UNREACHABLE else now
     if record.status is not ClusterStatus.AUTOSTOPPING:
         with pen:
-            record = session.store.settle(
-                record.name, ClusterStatus.AUTOSTOPPING, at=now, cluster_id=record.cluster_id
-            )
+            record = session.store.settle(record.name, ClusterStatus.AUTOSTOPPING, at=now, cluster_id=record.cluster_id)
     missing = bring_logs_home(session, record, pen=pen)
     pen.check()
     if ending.seen.released and not missing:
