@@ -41,6 +41,7 @@ __all__ = [
     "SkyError",
     "StagingError",
     "StateError",
+    "StoreDamaged",
     "TransportError",
     "TransportTimeout",
 ]
@@ -286,6 +287,17 @@ class DatabaseUnreachable(StateError):
     retryable = True
     waited_s: float | None = None
     unsettled: bool = False
+
+
+class StoreDamaged(StateError):
+    """The store's file cannot be read and was moved aside; the next call works on a new, empty one. Facts: saved, clusters.
+
+    saved: paths of what was moved. clusters: name -> "infra: host" of each host that it held, as far as that can still
+    be read from it.
+    """
+
+    saved: tuple[str, ...] = ()
+    clusters: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 class MigrationError(StateError):

@@ -14,9 +14,13 @@ from enum import Enum
 
 import attrs
 
-__all__ = ["Event", "EventSink", "Phase", "Relay", "Span", "discard", "fan", "span"]
+__all__ = ["Event", "EventSink", "Phase", "Relay", "SkyWarning", "Span", "discard", "fan", "span"]
 
 _log = logging.getLogger("skylib")
+
+
+class SkyWarning(UserWarning):
+    """What works, but not as well as it could: given through `warnings`, where no event sink need listen."""
 
 
 class Phase(str, Enum):

@@ -13,7 +13,6 @@ import ctypes
 import os
 import random
 import sqlite3
-import stat
 import threading
 import time
 import weakref
@@ -21,12 +20,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from skylib.errors import StateError
+from skylib.errors import SkyError, StateError
+from skylib.events import EventSink, discard
 from skylib.locks import Locks
-from skylib.paths import SkyHome, ensure_private_dir
+from skylib.paths import SkyHome
+from skylib.state import damage
 from skylib.state.backend import Connection
+from skylib.state.damage import FileId
+from skylib.state.filesystem import read_mounts
 from skylib.state.gate import Gate
-from skylib.state.migrations import SCHEMA_VERSION, check_version, migrate, schema_version
+from skylib.state.opening import Moved, Opener, Suspect
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -38,7 +41,6 @@ _T = TypeVar("_T")
 # How long one statement waits inside SQLite, and how long a call goes on trying in all.
 _STATEMENT_WAIT_S = 5.0
 _BUSY_BOUND_S = 30.0
-_MIGRATION_BOUND_S = 120.0
 # How long a fork, or close(), waits for other threads to finish what they do with the store.
 _FORK_WAIT_S = 15.0
 _CLOSE_WAIT_S = 60.0
@@ -47,10 +49,21 @@ _CLOSE_WAIT_S = 60.0
 class Connections:
     """The Backend in one home's file, opened and migrated at first use. Usable again after `close` and fork."""
 
-    def __init__(self, home: SkyHome, locks: Locks) -> None:
+    def __init__(
+        self,
+        home: SkyHome,
+        locks: Locks,
+        *,
+        mounts: Callable[[], bytes] = read_mounts,
+        events: EventSink = discard,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """mounts: gives the text of mountinfo. events: told when the home is on a network file system."""
         self._home = home
         self._locks = locks
+        self._clock = clock
         self._path = home.state_db
+        self._opener = Opener(home, locks, mounts=mounts, events=events)
         self._gate = Gate()
         self._mutex = threading.Lock()
         self._open: dict[threading.Thread, _Opened] = {}
@@ -86,8 +99,7 @@ class Connections:
         wait_s = 0.005
         while True:
             try:
-                with self._errors_told(), self._own_connection() as opened:
-                    return action(opened)
+                return self._once(action)
             except _Busy as busy:
                 if time.monotonic() >= deadline:
                     raise StateError(
@@ -99,14 +111,72 @@ class Connections:
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, 0.2)
 
+    def _once(self, action: Callable[[_Opened], _T]) -> _T:
+        """Raises _Busy, StateError."""
+        try:
+            try:
+                with self._own_connection() as opened:
+                    return opened.use(action, self._path)
+            except Suspect as suspect:
+                try:
+                    raise self._judged(suspect) from suspect.__cause__
+                finally:
+                    if suspect.at_opening and suspect.raw is not None:
+                        suspect.raw.close()
+        except Moved as moved:
+            raise _Busy(f"{moved} was replaced again and again") from moved
+        except sqlite3.Error as error:
+            if _is_busy(error):
+                raise _Busy(str(error)) from error
+            raise _explained(error, self._path) from error
+        except OSError as error:
+            if isinstance(error, SkyError):
+                raise
+            raise StateError(
+                f"cannot use {self._path}: {error.strerror or error}",
+                hint=f"make {self._home.root} writable for this account",
+            ) from error
+
+    def _judged(self, suspect: Suspect) -> StateError:
+        """What came of a file that seemed damaged: moved aside, by one of all that saw it, after a second look.
+
+        Raises Moved, sqlite3.Error, OSError, LockTimeout.
+        """
+        clusters = damage.read_clusters(suspect.raw)
+        with self._locks.hold("store", operation="look at a damaged store", timeout_s=_BUSY_BOUND_S):
+            if damage.identity(self._path) != suspect.file:
+                saved = damage.moved_before(self._path, suspect.file)
+                if not saved:
+                    raise Moved(str(self._path))
+                return damage.store_damaged(self._home, str(suspect), saved, clusters)
+            with damage.second_look(self._path) as wrong:
+                if wrong is None:
+                    return StateError(
+                        f"{self._path} could not be read ({suspect}), and was whole at a second look",
+                        retryable=True,
+                        hint="try again",
+                    )
+                try:
+                    saved = damage.move_aside(self._path, at=self._clock())
+                except OSError as error:
+                    return damage.cannot_move(self._path, wrong, error)
+                return damage.store_damaged(self._home, wrong, saved, clusters)
+
     @contextlib.contextmanager
     def _own_connection(self) -> Iterator[_Opened]:
+        """This thread's connection to the file that is at the path now."""
         self._watch_forks()
         with self._gate.inside():
             thread = threading.current_thread()
             opened = self._open.get(thread)
+            if opened is not None and damage.identity(self._path) != opened.file:
+                # Closed like that, SQLite leaves alone what lies at the path now.
+                with self._mutex:
+                    del self._open[thread]
+                opened.raw.close()
+                opened = None
             if opened is None:
-                opened = _Opened(self._connect())
+                opened = _Opened(*self._opener.open(wait_s=_STATEMENT_WAIT_S))
                 with self._mutex:
                     ended = [other for other in self._open if not other.is_alive()]
                     unused = [self._open.pop(other) for other in ended]
@@ -114,55 +184,6 @@ class Connections:
                 for other in unused:
                     other.raw.close()
             yield opened
-
-    def _connect(self) -> sqlite3.Connection:
-        self._make_file()
-        # Closed by another thread once its own has ended; never used by two.
-        connection = sqlite3.connect(self._path, timeout=_STATEMENT_WAIT_S, isolation_level=None, check_same_thread=False)
-        try:
-            version = schema_version(connection)
-            check_version(version, self._path)
-            connection.execute("PRAGMA foreign_keys = ON")
-            if version < SCHEMA_VERSION:
-                with self._locks.hold("store", operation="migrate the store", timeout_s=_MIGRATION_BOUND_S):
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    migrate(connection, where=self._path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _make_file(self) -> None:
-        """An empty file of mode 0600 where there is none; SQLite gives its -wal and -shm the same mode.
-
-        It is linked into place once its descriptor is closed: see above.
-        """
-        ensure_private_dir(self._home.root)
-        try:
-            seen = self._path.stat()
-        except FileNotFoundError:
-            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")
-            os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            with contextlib.suppress(FileExistsError):
-                os.link(beside, self._path)
-            beside.unlink()
-            return
-        if stat.S_IMODE(seen.st_mode) & 0o077 and seen.st_uid == os.geteuid():
-            self._path.chmod(0o600)
-
-    @contextlib.contextmanager
-    def _errors_told(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            if _is_busy(error):
-                raise _Busy(str(error)) from error
-            raise _explained(error, self._path) from error
-        except OSError as error:
-            raise StateError(
-                f"cannot use {self._path}: {error.strerror or error}",
-                hint=f"make {self._home.root} writable for this account",
-            ) from error
 
     def _close_idle(self, busy: set[int]) -> None:
         """Close the connections of all threads but those. With the gate shut."""
@@ -214,20 +235,37 @@ class _Busy(Exception):
 
 
 class _Opened:
-    """One open connection, and how it syncs now."""
+    """One open connection: to which file, and how it syncs now."""
 
-    __slots__ = ("_database", "_durable", "raw")
+    __slots__ = ("_database", "_has_wal", "_level", "file", "raw")
 
-    def __init__(self, raw: sqlite3.Connection) -> None:
+    def __init__(self, raw: sqlite3.Connection, file: FileId, has_wal: bool) -> None:
         self.raw = raw
-        self._durable: bool | None = None
+        self.file = file
+        self._has_wal = has_wal
+        self._level = ""
         self._database: Database | None = None
 
+    def use(self, action: Callable[[_Opened], _T], path: Path) -> _T:
+        """What `action` returns. Raises Moved, Suspect, sqlite3.Error."""
+        try:
+            return action(self)
+        except sqlite3.Error as error:
+            if damage.is_damage(error):
+                raise Suspect(str(error), self.file, self.raw) from error
+            if damage.identity(path) != self.file:
+                raise Moved(str(path)) from error
+            raise
+
     def sync(self, *, durable: bool) -> None:
-        """How the next transactions reach the disk; SQLite changes that between transactions only."""
-        if durable is not self._durable:
-            self.raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._durable = durable
+        """How the next transactions reach the disk; SQLite changes that between transactions only.
+
+        Without a log, less than all could leave half a transaction after a power cut, and FULL may undo a whole one.
+        """
+        level = ("FULL" if durable else "NORMAL") if self._has_wal else "EXTRA"
+        if level != self._level:
+            self.raw.execute(f"PRAGMA synchronous = {level}")
+            self._level = level
 
     def database(self) -> Database:
         if self._database is None:
@@ -288,19 +326,11 @@ def _is_busy(error: sqlite3.Error) -> bool:
     if not isinstance(error, sqlite3.OperationalError):
         return False
     words = str(error)
-    return "locked" in words or "busy" in words
+    return "locked" in words or "busy" in words or "locking protocol" in words
 
 
 def _explained(error: sqlite3.Error, path: Path) -> StateError:
     words = str(error)
-    if "malformed" in words or "not a database" in words:
-        return StateError(
-            f"{path} is damaged: {words}",
-            hint=(
-                f"nothing was deleted. Move {path.name}, {path.name}-wal and {path.name}-shm out of {path.parent} and "
-                "keep them, or put a copy from a backup in their place; the clusters themselves are not touched"
-            ),
-        )
     if "full" in words:
         return StateError(f"no room to write {path}: {words}", hint="free space on that file system")
     if "readonly" in words or "unable to open" in words:

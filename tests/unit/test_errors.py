@@ -71,6 +71,7 @@ TREE = {
     "StateError": ("SkyError",),
     "LockTimeout": ("StateError", "TimeoutError"),
     "MigrationError": ("StateError",),
+    "StoreDamaged": ("StateError",),
     "LockLost": ("StateError",),
     "DatabaseUnreachable": ("StateError",),
     "StagingError": ("SkyError", "OSError"),
