@@ -26,6 +26,7 @@ from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.journal import Journal
 from skylib.locks import Locks
 from skylib.models.cluster import ClusterRecord, NodeRecord
+from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
 from skylib.models.task import Task
@@ -114,7 +115,7 @@ class Session:
         if not task.config:
             return self
         view = copy.copy(self)
-        view._tuned = self.config.tuned(task.config, lambda path: Origin(source="Task(config=...)"))
+        view._tuned = self.config.tuned(task.config, lambda path: _place(task.config, path))
         return view
 
     @property
@@ -272,11 +273,13 @@ class Session:
             yield
 
     @contextmanager
-    def intent(self, operation: str, cluster: str, **details: object) -> Iterator[int]:
+    def intent(
+        self, operation: str, cluster: str, *, leaves: tuple[type[Exception], ...] = (), **details: object
+    ) -> Iterator[int]:
         """Write down what is about to be done, before it is; settle it when that is done, or failed.
 
         Only a process that was killed leaves one open. details: JSON values that another process needs to finish or undo
-        it; never a secret. Gives the intent's id.
+        it; never a secret. leaves: errors after which it stays open, for whoever holds the cluster next. Gives its id.
         """
         number = self.store.begin_intent(operation, cluster, {**details, PROCESS: this_process()})
         pid = os.getpid()
@@ -374,6 +377,13 @@ def _ssh_settings(config: Config) -> tuple[SshSettings, Path]:
         connect_timeout_s=ssh.connect_timeout_s, keepalive_s=ssh.keepalive_s, max_channels=ssh.max_channels
     )
     return settings, Path(ssh.user_config).expanduser() if ssh.user_config else Path(os.devnull)
+
+
+def _place(config: Mapping[str, object], path: tuple[str, ...]) -> Origin:
+    """Where a task says so."""
+    if isinstance(config, PlacedMap):
+        return Origin(source=config.file, line=config.lines.get(path))
+    return Origin(source="Task(config=...)")
 
 
 def _renew_in_children(parts: _Parts) -> None:

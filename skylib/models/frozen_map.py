@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-__all__ = ["FrozenMap", "freeze", "map_strings", "thaw"]
+__all__ = ["FrozenMap", "PlacedMap", "freeze", "map_strings", "thaw"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -42,6 +42,24 @@ class FrozenMap(Mapping[K, V]):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._items,)
+
+
+class PlacedMap(FrozenMap[str, V]):
+    """A FrozenMap that was read from a file. lines: of its keys and of those below, by path; not compared."""
+
+    __slots__ = ("file", "lines")
+
+    def __init__(self, items: Mapping[str, V], *, file: str, lines: Mapping[tuple[str | int, ...], int]) -> None:
+        super().__init__(items)
+        self.file = file
+        self.lines = dict(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _placed, (self._items, self.file, self.lines)
+
+
+def _placed(items: Mapping[str, V], file: str, lines: Mapping[tuple[str | int, ...], int]) -> PlacedMap[V]:
+    return PlacedMap(items, file=file, lines=lines)
 
 
 def freeze(value: object) -> object:

@@ -12,7 +12,7 @@ import attrs
 
 from skylib.errors import InvalidSpecError
 from skylib.models.converters import boolean, env_map, frozen_tree, open_map, optional_text, script, text_map
-from skylib.models.frozen_map import FrozenMap, map_strings, thaw
+from skylib.models.frozen_map import FrozenMap, PlacedMap, map_strings, thaw
 from skylib.models.resources import Resources
 from skylib.models.secret import Secret, mask, secret_map
 from skylib.models.spec_errors import place_errors, shown, spec_error
@@ -89,7 +89,9 @@ def _section(value: Mapping[str, object] | None) -> FrozenMap[str, object] | Non
 
 
 def _config(value: Mapping[str, object] | None) -> FrozenMap[str, object]:
-    return open_map(value)
+    """What is in it is for whoever knows the settings to judge; a file and its lines stay known for that."""
+    found = open_map(value)
+    return PlacedMap(found, file=value.file, lines=value.lines) if isinstance(value, PlacedMap) else found
 
 
 def _sizes(value: Mapping[str, float] | None) -> FrozenMap[str, float]:
@@ -111,6 +113,8 @@ class Task:
     scripts (a list of lines is joined). Destinations of file_mounts are on the nodes, sources local paths, URLs or
     storage maps; relative local paths are relative to the caller's current directory when they are used.
 
+    config: settings that hold for this task's launch or exec alone, {"provision": {"timeout_s": 1800}}; README's table
+    says which; they are checked when the task is launched.
     `$NAME` in workdir, file_mounts, volumes and service is replaced when YAML is read, and only then: Task(...) takes
     its arguments as they are.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from skylib.errors import InvalidSpecError
 from skylib.models.converters import env_map, env_name
-from skylib.models.frozen_map import FrozenMap, map_strings
+from skylib.models.frozen_map import FrozenMap, PlacedMap, map_strings
 from skylib.models.secret import Secret, mask, secret_map
 from skylib.models.spec_errors import Path, check_keys, kind_of, spec_error, within
 from skylib.models.substitution import keep, substitute_in
@@ -54,7 +54,7 @@ def task_arguments(
     document = _only_task(read_documents(text, file=file), file)
     known: dict[str, Secret] = {}
     try:
-        yield _arguments(document.value, envs or {}, secrets or {}, known)
+        yield _placed_config(_arguments(document.value, envs or {}, secrets or {}, known), document)
     except InvalidSpecError as error:
         if getattr(error, "line", None) is not None:
             raise
@@ -80,6 +80,15 @@ def task_text(plain: Mapping[str, object], secrets: Mapping[str, Secret], *, sho
     if secrets:
         found["secrets"] = revealed if show_secrets else dict.fromkeys(secrets)
     return write_document({key: found[key] for key in TASK_KEYS if key in found})
+
+
+def _placed_config(arguments: dict[str, Any], document: Document) -> dict[str, Any]:
+    """The arguments with a config that knows its lines: what is wrong in it is only found at launch."""
+    config = arguments.get("config")
+    if not isinstance(config, Mapping):
+        return arguments
+    lines = {path[1:]: line for path, line in document.lines.items() if path[:1] == ("config",)}
+    return {**arguments, "config": PlacedMap(config, file=document.file, lines=lines)}
 
 
 def _without_secrets(error: InvalidSpecError, path: Path, secrets: Mapping[str, Secret]) -> InvalidSpecError:

@@ -12,14 +12,15 @@ from skylib.models.task_parts import GitWorkdir, StorageMount, is_url
 
 __all__ = ["RESOURCES_ACTED_ON", "RESOURCES_NOT_YET", "TASK_ACTED_ON", "TASK_NOT_YET", "unsupported_fields"]
 
-TASK_ACTED_ON = frozenset({"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run"})
+TASK_ACTED_ON = frozenset(
+    {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"}
+)
 TASK_NOT_YET = frozenset(
     {
         "managed_secrets",
         "volumes",
         "service",
         "pool",
-        "config",
         "event_callback",
         "inputs",
         "outputs",

@@ -32,6 +32,7 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
     """Submit to a cluster that is UP: the workdir is brought up to date; no provisioning, no setup, no other files."""
     task = as_task(task_or_command)
     check_task(task)
+    session = session.tuned(task)
     record = require_up(session, name)
     refuse_misfit(task, record)
     key = key or own_key()

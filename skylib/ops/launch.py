@@ -77,6 +77,7 @@ def launch(session: Session, asked: Task | Plan, name: str | None, options: Opti
             raise InvalidSpecError(f"the plan is for cluster {asked.cluster_name!r}, not {name!r}", field="cluster_name")
         name = asked.cluster_name
     check_task(task)
+    session = session.tuned(task)
     cluster = check_cluster_name(name) if name is not None else name_for(session, task)
     started = time.monotonic()
 

@@ -18,6 +18,7 @@ __all__ = ["plan"]
 def plan(session: Session, task: Task, name: str | None) -> Plan:
     """Look at hosts, cluster and files; change nothing. Raises what launch would raise before it changes anything."""
     check_task(task)
+    session = session.tuned(task)
     cluster = check_cluster_name(name) if name is not None else name_for(session, task)
     with session.operation("plan", cluster) as events:
         files = prepare_files(task, events)
