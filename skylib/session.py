@@ -274,7 +274,7 @@ class Session:
 
     @contextmanager
     def intent(
-        self, operation: str, cluster: str, *, leaves: tuple[type[Exception], ...] = (), **details: object
+        self, operation: str, cluster: str, leaves: tuple[type[Exception], ...] = (), /, **details: object
     ) -> Iterator[int]:
         """Write down what is about to be done, before it is; settle it when that is done, or failed.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import ExitStack
 
 import attrs
 
@@ -15,11 +16,11 @@ from skylib.models.receipts import InfraStatus
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
-from skylib.ops.pen import Pen
+from skylib.ops.pen import Pen, TooLate
 from skylib.session import Session
 from skylib.transport.fanout import Outcome, fanout
 
-__all__ = ["Seen", "check", "next_status", "status"]
+__all__ = ["Seen", "check", "next_status", "refresh", "status"]
 
 ENDINGS_AT_ONCE = 8
 
@@ -58,6 +59,11 @@ def status(
     with session.operation("status") as events:
         fresh = _refresh(session, records, events, timeout_s)
     return [record for record in fresh if record is not None]
+
+
+def refresh(session: Session, record: ClusterRecord, events: EventSink, *, timeout_s: float = 30.0) -> ClusterRecord | None:
+    """Ask one cluster, within an operation; None when it is gone."""
+    return _refresh(session, [record], events, timeout_s)[0]
 
 
 def _refresh(
@@ -154,30 +160,44 @@ def _forget(session: Session, record: ClusterRecord, events: EventSink, pen: Pen
 def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> ClusterRecord | None:
     """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
 
-    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED.
+    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is late
+    leaves its intent open: whoever holds the cluster next goes on with it.
     """
-    record, now = ending.record, session.clock()
-    told = ending.seen.stopped_at
-    if told is not None:
-        at = min(told, now)
-    else:
-        at = record.status_since if record.status is ClusterStatus.UNREACHABLE else now
-    if record.status is not ClusterStatus.AUTOSTOPPING:
+    record = ending.record
+    operation = "release" if ending.seen.released else "stop"
+    with ExitStack() as intent:
         with pen:
-            record = session.store.settle(record.name, ClusterStatus.AUTOSTOPPING, at=now, cluster_id=record.cluster_id)
-    missing = bring_logs_home(session, record, pen=pen)
-    pen.check()
-    if ending.seen.released and not missing:
-        receipts = end_and_release(session, record, events)
-        if not all(receipt.clean for receipt in receipts):
-            return record
-        with pen:
+            details = {"cluster_id": record.cluster_id, "was": record.status.value}
+            intent.enter_context(session.intent(operation, record.name, (TooLate,), **details))
+            if record.status is not ClusterStatus.AUTOSTOPPING:
+                settle = session.store.settle
+                record = settle(record.name, ClusterStatus.AUTOSTOPPING, at=session.clock(), cluster_id=record.cluster_id)
+        try:
+            missing = bring_logs_home(session, record, pen=pen)
+            pen.check()
+            release = ending.seen.released and not missing
+            receipts = (end_and_release if release else end_everywhere)(session, record, events)
+        except SkyError:
+            pen.check()
+            raise
+        with pen, intent:
+            if not release:
+                at = _stopped_at(session, ending)
+                return session.store.settle(record.name, ClusterStatus.STOPPED, at=at, cluster_id=record.cluster_id)
+            if not all(receipt.clean for receipt in receipts):
+                return record
             give_back(session, record, events)
+            at = _stopped_at(session, ending)
             session.store.remove_cluster(record.name, at=at, cluster_id=record.cluster_id)
-        return None
-    end_everywhere(session, record, events)
-    with pen:
-        return session.store.settle(record.name, ClusterStatus.STOPPED, at=at, cluster_id=record.cluster_id)
+            return None
+
+
+def _stopped_at(session: Session, ending: _Ending) -> float:
+    """When the node says; else when it was last known to be in use."""
+    now = session.clock()
+    if ending.seen.stopped_at is not None:
+        return min(ending.seen.stopped_at, now)
+    return ending.record.status_since if ending.record.status is ClusterStatus.UNREACHABLE else now
 
 
 def check(session: Session) -> list[InfraStatus]:
