@@ -1,6 +1,8 @@
 """Handles: a cluster or a job by name, usable here, in another process, or after a trip through JSON or pickle.
 
-A handle holds no socket and no record: home, cluster name and job id are all there is, and each call asks anew.
+A handle holds no socket and no record: home, cluster name and job id are all there is, and each call asks anew. Elsewhere
+it reads that home's configuration: `db` in config.yaml and $SKYLIB_DB count there, what a Client was given does not, since
+it holds a password. The handle knows the database by name only, for the error when its cluster is not found.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ __all__ = ["Cluster", "Job"]
 class _Handle:
     """What both kinds share: a home, and a session that is opened on first use and never travels."""
 
-    __slots__ = ("_home", "_session", "cluster_name")
+    __slots__ = ("_database", "_home", "_session", "cluster_name")
 
-    def __init__(self, home: str | Path, cluster_name: str, session: Session | None = None) -> None:
+    def __init__(
+        self, home: str | Path, cluster_name: str, session: Session | None = None, database: str | None = None
+    ) -> None:
         self._home = str(Path(home).expanduser().absolute())
         self.cluster_name = cluster_name
         self._session = session
+        self._database = database
 
     @property
     def home(self) -> str:
@@ -42,7 +47,13 @@ class _Handle:
     def _open(self) -> Session:
         if self._session is None:
             self._session = Session(self._home)
+            self._session.expected_database = self._database
         return self._session
+
+    def _state(self) -> dict[str, str]:
+        """The database that the cluster is in, "host/name", if it is in one: for recipes."""
+        known = self._database or (self._session.database_name if self._session is not None else None)
+        return {"database": known} if known else {}
 
 
 class Job(_Handle):
@@ -59,8 +70,9 @@ class Job(_Handle):
         cluster_id: str | None = None,
         adopted: bool = False,
         session: Session | None = None,
+        database: str | None = None,
     ) -> None:
-        super().__init__(home, cluster_name, session)
+        super().__init__(home, cluster_name, session, database)
         self.id = job_id
         self.cluster_id = cluster_id
         self.adopted = adopted
@@ -101,6 +113,7 @@ class Job(_Handle):
                 "cluster_id": self.cluster_id,
                 "job_id": self.id,
                 "adopted": self.adopted,
+                **self._state(),
             }
         )
 
@@ -114,10 +127,11 @@ class Job(_Handle):
             recipe["job_id"],
             recipe.get("cluster_id"),
             bool(recipe.get("adopted")),
+            recipe.get("database"),
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _job, (self._home, self.cluster_name, self.id, self.cluster_id, self.adopted)
+        return _job, (self._home, self.cluster_name, self.id, self.cluster_id, self.adopted, *self._state().values())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Job):
@@ -134,8 +148,10 @@ class Job(_Handle):
         return f"Job(cluster={self.cluster_name!r}, id={self.id})"
 
 
-def _job(home: str, cluster_name: str, job_id: int, cluster_id: str | None, adopted: bool) -> Job:
-    return Job(home, cluster_name, job_id, cluster_id=cluster_id, adopted=adopted)
+def _job(
+    home: str, cluster_name: str, job_id: int, cluster_id: str | None, adopted: bool, database: str | None = None
+) -> Job:
+    return Job(home, cluster_name, job_id, cluster_id=cluster_id, adopted=adopted, database=database)
 
 
 def _recipe(text: str, wanted: tuple[str, ...]) -> dict[str, Any]:
@@ -200,16 +216,16 @@ class Cluster(_Handle):
 
     def to_json(self) -> str:
         """A recipe for the same handle elsewhere."""
-        return json.dumps({"home": self._home, "cluster_name": self.cluster_name})
+        return json.dumps({"home": self._home, "cluster_name": self.cluster_name, **self._state()})
 
     @classmethod
     def from_json(cls, text: str) -> Cluster:
         """The handle that `to_json` described. Raises InvalidSpecError for another text."""
         recipe = _recipe(text, ("home", "cluster_name"))
-        return cls(recipe["home"], recipe["cluster_name"])
+        return cls(recipe["home"], recipe["cluster_name"], database=recipe.get("database"))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Cluster, (self._home, self.cluster_name)
+        return Cluster, (self._home, self.cluster_name, None, *self._state().values())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Cluster):

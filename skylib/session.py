@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import getpass
 import hashlib
-import logging
 import os
 import secrets
 import socket
@@ -21,7 +20,7 @@ from skylib import __version__
 from skylib.config.database import find_database, place_of
 from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
-from skylib.errors import ClusterNotFound, ConfigError, SkyError, StateError
+from skylib.errors import ClusterNotFound, ConfigError, SkyError
 from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.journal import Journal
 from skylib.locks import Locks
@@ -38,8 +37,8 @@ from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.teardown import layout_of
 from skylib.runtime.wheelhouse import Wheelhouse
+from skylib.state import intents
 from skylib.state.base import IntentRecord, StateStore
-from skylib.state.intents import LOCKLESS, PROCESS, is_living, this_process
 from skylib.state.sqlite import SqliteStore
 from skylib.transport.base import Transport
 from skylib.transport.pool import Transports
@@ -48,7 +47,6 @@ from skylib.transport.ssh_params import SshSettings
 __all__ = ["Session"]
 
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 
 class _Parts:
@@ -126,8 +124,14 @@ class Session:
     @property
     def where(self) -> str:
         """What keeps the state, for people: the home, or "database host/name"."""
+        name = self.database_name
+        return str(self.home.root) if name is None else f"database {name}"
+
+    @property
+    def database_name(self) -> str | None:
+        """The database as "host/name", which can be shown."""
         url = self.database
-        return str(self.home.root) if url is None else f"database {place_of(url).label}"
+        return None if url is None else place_of(url).label
 
     @property
     def store(self) -> StateStore:
@@ -272,48 +276,26 @@ class Session:
         with self.locks.hold(f"cluster:{cluster}", operation=operation, timeout_s=wait_s):
             yield
 
-    @contextmanager
     def intent(
         self, operation: str, cluster: str, leaves: tuple[type[Exception], ...] = (), /, **details: object
-    ) -> Iterator[int]:
+    ) -> AbstractContextManager[int]:
         """Write down what is about to be done, before it is; settle it when that is done, or failed.
 
         Only a process that was killed leaves one open. details: JSON values that another process needs to finish or undo
         it; never a secret. leaves: errors after which it stays open, for whoever holds the cluster next. Gives its id.
         """
-        number = self.store.begin_intent(operation, cluster, {**details, PROCESS: this_process()})
-        pid = os.getpid()
-        outcome = "done"
-        try:
-            self._parts.intents.add(number)
-            yield number
-        except BaseException as error:
-            outcome = f"failed: {type(error).__name__}"
-            raise
-        finally:
-            if os.getpid() == pid:  # a child forked within is not the one that began it
-                self._parts.intents.discard(number)
-                self.settle_intent(number, outcome)
+        return intents.acting(self.store, self._parts.intents, operation, cluster, details, leaves=leaves)
 
     def settle_intent(self, number: int, outcome: str) -> None:
         """Say how it ended. One that cannot be settled now is seen again, and harms nothing."""
-        try:
-            self.store.settle_intent(number, outcome)
-        except StateError as error:
-            _log.warning("intent %d is not settled (%s): %s", number, outcome, error)
+        intents.settle(self.store, number, outcome)
 
     def left_intents(self, cluster: str | None = None) -> list[IntentRecord]:
         """Open intents that this session is not at, and no other living process that works without the lock; oldest first.
 
         Under the cluster's lock: what dead processes left. Without it, operations under way are among them.
         """
-        now = self.clock()
-        return [
-            intent
-            for intent in self.store.open_intents(cluster)
-            if intent.intent_id not in self._parts.intents
-            and not (intent.operation in LOCKLESS and is_living(intent, now=now))
-        ]
+        return intents.left(self.store, self._parts.intents, cluster, now=self.clock())
 
     def close(self) -> None:
         """Close channels, connections and the store; each opens again when it is used."""
@@ -350,7 +332,7 @@ class Session:
     def _where_else(self, known: tuple[str, ...]) -> str:
         """What to do about a cluster that is not known here."""
         expected = self.expected_database
-        if expected is not None and (self.database is None or place_of(self.database).label != expected):
+        if expected is not None and expected != self.database_name:
             return (
                 f"the handle was made with the state in database {expected}, and handles do not carry "
                 "Client(config={'db': ...}): set db in config.yaml of this home, or $SKYLIB_DB"
