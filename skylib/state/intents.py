@@ -1,20 +1,69 @@
-"""Who is at an intent: whether the process that wrote it down still lives. Intents name a process, never by its name."""
+"""Intents: written down before an operation acts, settled after, and found open when its process died in between."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from skylib.state.base import IntentRecord
+from skylib.errors import StateError
+from skylib.state.base import IntentRecord, StateStore
 
-__all__ = ["LOCKLESS", "PROCESS", "is_living", "this_process"]
+__all__ = ["LOCKLESS", "PROCESS", "acting", "is_living", "left", "settle", "this_process"]
 
+_log = logging.getLogger(__name__)
 PROCESS = "process"  # the key in an intent's details
 LOCKLESS = frozenset({"exec", "cancel"})  # begun without the cluster's lock, which would else say who lives
 ELSEWHERE_S = 900.0  # how long a process that cannot be looked at is taken to live
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@contextmanager
+def acting(
+    store: StateStore,
+    mine: set[int],
+    operation: str,
+    cluster: str,
+    details: Mapping[str, object],
+    *,
+    leaves: tuple[type[Exception], ...] = (),
+) -> Iterator[int]:
+    """See Session.intent. mine: what the caller is at, kept up to date."""
+    number = store.begin_intent(operation, cluster, {**details, PROCESS: this_process()})
+    pid = os.getpid()
+    outcome = "done"
+    try:
+        mine.add(number)
+        yield number
+    except BaseException as error:
+        outcome = "" if isinstance(error, leaves) else f"failed: {type(error).__name__}"
+        raise
+    finally:
+        if os.getpid() == pid:  # a child forked within is not the one that began it
+            mine.discard(number)
+            if outcome:
+                settle(store, number, outcome)
+
+
+def settle(store: StateStore, number: int, outcome: str) -> None:
+    """Say how it ended. One that cannot be settled now is seen again, and harms nothing."""
+    try:
+        store.settle_intent(number, outcome)
+    except StateError as error:
+        _log.warning("intent %d is not settled (%s): %s", number, outcome, error)
+
+
+def left(store: StateStore, mine: Container[int], cluster: str | None, *, now: float) -> list[IntentRecord]:
+    """See Session.left_intents. mine: what the caller itself is at."""
+    return [
+        intent
+        for intent in store.open_intents(cluster)
+        if intent.intent_id not in mine and not (intent.operation in LOCKLESS and is_living(intent, now=now))
+    ]
 
 
 def this_process() -> str:

@@ -85,6 +85,14 @@ def test_an_operation_that_failed_has_told_its_caller_and_leaves_no_intent(tmp_p
     assert session.store.open_intents() == []
 
 
+def test_an_operation_that_told_nobody_leaves_its_intent_to_the_next(tmp_path: Path):
+    """After an error that the caller names the intent stays open, and is nobody's."""
+    session = Session(tmp_path / "sky")
+    with pytest.raises(TimeoutError), session.intent("release", "train", (TimeoutError,)):
+        raise TimeoutError
+    assert [each.operation for each in session.left_intents("train")] == ["release"]
+
+
 def test_a_session_does_not_take_its_own_intents_for_left_ones(tmp_path: Path):
     """What this session is at is not left; what another began under the lock is, to whoever holds the lock now."""
     session, other = Session(tmp_path / "sky"), Session(tmp_path / "sky")
