@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from skylib.client import Client
     from skylib.handles import Cluster, Job
     from skylib.models.cluster import ClusterRecord, ClusterStatus
+    from skylib.models.discovered import Discovered
     from skylib.models.job import JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
     from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled
@@ -33,6 +34,7 @@ _HOMES = {
     "Cluster": "skylib.handles",
     "ClusterRecord": "skylib.models.cluster",
     "ClusterStatus": "skylib.models.cluster",
+    "Discovered": "skylib.models.discovered",
     "DownReceipt": "skylib.models.receipts",
     "InfraStatus": "skylib.models.receipts",
     "Job": "skylib.handles",
@@ -52,6 +54,7 @@ __all__ = [
     "Cluster",
     "ClusterRecord",
     "ClusterStatus",
+    "Discovered",
     "DownReceipt",
     "InfraStatus",
     "Job",

@@ -12,11 +12,12 @@ from skylib.handles import Cluster, Job
 from skylib.jobs.polling import Cancelled
 from skylib.jobs.submit import Submitted
 from skylib.models.cluster import ClusterRecord
+from skylib.models.discovered import Discovered
 from skylib.models.job import JobRecord, LogLine
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
-from skylib.ops import execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.ops import adopt, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.ops.settings import Settings
 from skylib.session import Session
 
@@ -163,6 +164,29 @@ class Client:
         """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""
         wanted = [job_ids] if isinstance(job_ids, int) else job_ids
         return joblogs.download_logs(self._session, name, wanted)
+
+    def discover(self, hosts: str | Iterable[str] | None = None) -> list[Discovered]:
+        """Clusters that machines tell of, whoever launched them, by name; nothing is changed anywhere.
+
+        hosts: an infra ("ssh/lab", "ssh", "local"), names of hosts of the pools, or None for all pools and this machine.
+        Each gets one short command, all at once. A host that does not answer is a problem of its cluster, or a warning in
+        the log. Raises ConnectError when none answered at all, InvalidSpecError, PoolNotFound, ConfigError.
+        """
+        return discover.discover(self._session, hosts)
+
+    def adopt(
+        self, name: str, *, cluster_id: str | None = None, hosts: str | Iterable[str] | None = None
+    ) -> ClusterRecord:
+        """Take up a cluster that this home does not know, from what its nodes say; all verbs work on it then.
+
+        cluster_id: which one, when several have the name. hosts: as in discover. Members that are in no pool of this home
+        are reached as their cluster.json says. A cluster with a member that does not answer is UNREACHABLE until
+        status(refresh=True) finds out more. Its time of launch is kept; its usage here begins now. The nodes name this
+        home from now on. One that is known already, by the same id, is looked at and returned.
+        Raises ClusterNotFound, ClusterBusy (the name is another cluster's here), InvalidSpecError (two of the name),
+        NoCapacityError (a host is held by another cluster here), ConnectError.
+        """
+        return adopt.adopt(self._session, name, cluster_id=cluster_id, hosts=hosts)
 
     def check(self) -> list[InfraStatus]:
         """Every infra that is configured, whether nodes can be had there, and what is wrong with which host."""

@@ -120,7 +120,7 @@ class ClusterMark:
     ray_port: int = 0
     dashboard_port: int = 0
     versions: Mapping[str, str] = attrs.field(factory=FrozenMap)
-    job_ids: JobIds = JobIds()
+    job_ids: JobIds = attrs.field(factory=JobIds)
     schema: int = SCHEMA
 
     def member(self, rank: int | None) -> MarkMember | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 
 import attrs
 
@@ -13,6 +14,7 @@ from skylib.models.receipts import Reconciled, Settled
 from skylib.ops.cleanup import end_everywhere, take_away
 from skylib.ops.endings import clean_again, down_cluster, give_up, stop_cluster
 from skylib.ops.look import Seen, look
+from skylib.ops.pen import Pen
 from skylib.ops.recovery import Act, Decision, decide, never_up
 from skylib.ops.standing import settle_standing
 from skylib.ops.timer import apply_timer
@@ -40,13 +42,29 @@ def reconcile(session: Session, names: Iterable[str] | None = None) -> list[Reco
         return settle_clusters(session, names, events)
 
 
-def settle_clusters(session: Session, names: Iterable[str] | None, events: EventSink) -> list[Reconciled]:
-    """As `reconcile`, within an operation."""
+def settle_clusters(
+    session: Session, names: Iterable[str] | None, events: EventSink, *, patience_s: float | None = None
+) -> list[Reconciled]:
+    """As `reconcile`, within an operation. patience_s: how long to wait; what takes longer goes on alone, under its
+    cluster's lock, and is told as busy.
+    """
     wanted = None if names is None else {names} if isinstance(names, str) else set(names)
-    clusters = sorted({each.cluster for each in session.left_intents() if wanted is None or each.cluster in wanted})
+    left = [each for each in session.left_intents() if wanted is None or each.cluster in wanted]
+    clusters = sorted({each.cluster for each in left})
+    pen = Pen()
+    sink = pen.sink(events)
+    outcomes = fanout(
+        lambda name: _settle_cluster(session, name, sink), clusters, limit=CLUSTERS_AT_ONCE, patience_s=patience_s
+    )
+    pen.put_down()
     found: list[Reconciled] = []
-    for outcome in fanout(lambda name: _settle_cluster(session, name, events), clusters, limit=CLUSTERS_AT_ONCE):
-        found += outcome.get()
+    for outcome in outcomes:
+        if isinstance(outcome.error, (TimeoutError, CancelledError)) and not isinstance(outcome.error, SkyError):
+            late = Decision(act=Act.KEEP, why=f"it takes longer than {patience_s:g} s")
+            mine = [intent for intent in left if intent.cluster == outcome.item]
+            found += [_told(intent, session.store.cluster(intent.cluster), Settled.BUSY, late) for intent in mine]
+        else:
+            found += outcome.get()
     return found
 
 
@@ -181,6 +199,9 @@ def _act(
         left = give_up(session, record, events, release=True)
         if left is not None and left.status is not ClusterStatus.STOPPED:
             return Settled.FINISHED, "a node could not be cleaned"
+    elif intent.operation == "adopt":
+        hosts = sorted({node.host for node in record.nodes})
+        session.store.claim_hosts(record.infra, hosts, record.name, record.cluster_id, session.clock())
     else:
         timer = intent.details.get("timer")
         apply_timer(session, record, AutostopRecord(**timer) if isinstance(timer, dict) else None)

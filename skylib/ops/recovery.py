@@ -64,6 +64,8 @@ def _without_record(intent: IntentRecord) -> Decision:
         return Decision(act=Act.UNDO, why="nothing is left of what it began")
     if intent.operation in ("down", "release"):
         return Decision(act=Act.NOTE, why="the cluster is gone, as was asked")
+    if intent.operation == "adopt":
+        return Decision(act=Act.NOTE, why="it had not been taken up")
     return Decision(act=Act.NOTE, why="the cluster is gone")
 
 
@@ -122,6 +124,10 @@ def _job(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Deci
     return Decision(act=Act.NOTE, why="the cluster is as it was")
 
 
+def _adopt(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Decision:
+    return Decision(act=Act.FINISH, why="the cluster is known, and its hosts are held")
+
+
 def _cannot_tell() -> Decision:
     return Decision(act=Act.KEEP, why="not every host can be reached: nothing is touched before", blocks=True)
 
@@ -135,4 +141,5 @@ _BY_OPERATION = {
     "autostop": _autostop,
     "exec": _job,
     "cancel": _job,
+    "adopt": _adopt,
 }

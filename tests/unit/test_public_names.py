@@ -19,6 +19,7 @@ PUBLIC = {
     "Cluster",
     "ClusterRecord",
     "ClusterStatus",
+    "Discovered",
     "DownReceipt",
     "InfraStatus",
     "Job",
@@ -52,6 +53,8 @@ CLIENT = {
     "cancel": "name job_ids * all",
     "tail_logs": "name job_id * follow offset",
     "download_logs": "name job_ids",
+    "discover": "hosts",
+    "adopt": "name * cluster_id hosts",
     "check": "",
     "close": "",
 }
