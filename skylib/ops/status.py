@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 
@@ -12,17 +12,24 @@ import attrs
 from skylib.errors import ClusterBusy, SkyError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.models.receipts import InfraStatus
+from skylib.models.receipts import InfraStatus, Settled
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
 from skylib.ops.pen import Pen, TooLate
+from skylib.ops.reconcile import settle_clusters
 from skylib.session import Session
 from skylib.transport.fanout import Outcome, fanout
 
 __all__ = ["Seen", "check", "next_status", "refresh", "status"]
 
 ENDINGS_AT_ONCE = 8
+_NOWHERE = "every host was reached, and nothing of the cluster is on any"
+_STOPPED_BY_ITSELF = "idle for long enough, it stopped by itself and gave its hosts back"
+
+
+class _Unclean(Exception):
+    """Not all of it could be taken away."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +64,12 @@ def status(
     if not refresh_first or not records:
         return records
     with session.operation("status") as events:
-        fresh = _refresh(session, records, events, timeout_s)
+        settled = settle_clusters(session, [record.name for record in records], events, patience_s=timeout_s / 2)
+        if settled:  # what a dead process had begun is finished or undone now, or the cluster is left to it
+            known = {record.name: record for record in session.store.clusters([record.name for record in records])}
+            records = [known[record.name] for record in records if record.name in known]
+        stuck = {each.cluster for each in settled if each.blocks or each.done is Settled.BUSY}
+        fresh = _refresh(session, records, events, timeout_s, stuck=stuck)
     return [record for record in fresh if record is not None]
 
 
@@ -67,11 +79,16 @@ def refresh(session: Session, record: ClusterRecord, events: EventSink, *, timeo
 
 
 def _refresh(
-    session: Session, records: Sequence[ClusterRecord], events: EventSink, timeout_s: float
+    session: Session,
+    records: Sequence[ClusterRecord],
+    events: EventSink,
+    timeout_s: float,
+    *,
+    stuck: Collection[str] = (),
 ) -> list[ClusterRecord | None]:
     """Ask and settle. Threads only look; what they see is written here, and what takes longer under the pen."""
     deadline = time.monotonic() + timeout_s
-    asked = {record.name: record for record in records if _is_asked(record)}
+    asked = {record.name: record for record in records if _is_asked(record) and record.name not in stuck}
     fresh: dict[str, ClusterRecord | None] = {}
     endings: list[_Ending] = []
     for outcome in fanout(lambda record: look(session, record), asked.values(), patience_s=timeout_s):
@@ -141,7 +158,7 @@ def _end(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> Clus
             if ending.seen.stopped:
                 return _give_up(session, ending, events, pen)
             return _forget(session, record, events, pen)
-    except ClusterBusy:
+    except (ClusterBusy, _Unclean):
         return session.store.cluster(record.name)
 
 
@@ -153,7 +170,7 @@ def _forget(session: Session, record: ClusterRecord, events: EventSink, pen: Pen
     with pen:
         session.forget_agent(record.cluster_id)
         give_back(session, record, events)
-        session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id)
+        session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id, reason=_NOWHERE)
     return None
 
 
@@ -161,14 +178,14 @@ def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> 
     """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
 
     Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is late
-    leaves its intent open: whoever holds the cluster next goes on with it.
+    late, or not clean, leaves its intent open: whoever holds the cluster next goes on with it.
     """
     record = ending.record
     operation = "release" if ending.seen.released else "stop"
     with ExitStack() as intent:
         with pen:
             details = {"cluster_id": record.cluster_id, "was": record.status.value}
-            intent.enter_context(session.intent(operation, record.name, (TooLate,), **details))
+            intent.enter_context(session.intent(operation, record.name, (TooLate, _Unclean), **details))
             if record.status is not ClusterStatus.AUTOSTOPPING:
                 settle = session.store.settle
                 record = settle(record.name, ClusterStatus.AUTOSTOPPING, at=session.clock(), cluster_id=record.cluster_id)
@@ -181,19 +198,25 @@ def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> 
             pen.check()
             raise
         with pen, intent:
+            until = _used_until(session, ending)
             if not release:
-                at = _stopped_at(session, ending)
-                return session.store.settle(record.name, ClusterStatus.STOPPED, at=at, cluster_id=record.cluster_id)
+                settle = session.store.settle
+                return settle(record.name, ClusterStatus.STOPPED, at=until, cluster_id=record.cluster_id, used_until=until)
             if not all(receipt.clean for receipt in receipts):
-                return record
+                raise _Unclean
             give_back(session, record, events)
-            at = _stopped_at(session, ending)
-            session.store.remove_cluster(record.name, at=at, cluster_id=record.cluster_id)
+            session.store.remove_cluster(
+                record.name,
+                at=session.clock(),
+                cluster_id=record.cluster_id,
+                used_until=until,
+                reason=_STOPPED_BY_ITSELF,
+            )
             return None
 
 
-def _stopped_at(session: Session, ending: _Ending) -> float:
-    """When the node says; else when it was last known to be in use."""
+def _used_until(session: Session, ending: _Ending) -> float:
+    """When it stopped, as the node says; else when it was last known to be in use."""
     now = session.clock()
     if ending.seen.stopped_at is not None:
         return min(ending.seen.stopped_at, now)
