@@ -117,11 +117,11 @@ class StateStore(Protocol):
         """
 
     def remove_cluster(
-        self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None
+        self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None, reason: str = ""
     ) -> ClusterRecord | None:
         """Move it into history and release its hosts. The record it had; None when there was none.
 
-        used_until: as of `settle`.
+        used_until: as of `settle`. reason: for the event, where the cluster did not go because somebody took it down.
         """
 
     # Hosts held.

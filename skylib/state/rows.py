@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
+
+import attrs
 
 from skylib.errors import StateError
 from skylib.models.cluster import ClusterRecord
+from skylib.models.frozen_map import thaw
 from skylib.models.job import JobRecord
 
 __all__ = [
     "CLUSTER_SCHEMA",
     "JOB_SCHEMA",
+    "ClusterDecoder",
     "cluster_document",
     "cluster_from_document",
     "dump_json",
@@ -66,6 +70,28 @@ def cluster_document(record: ClusterRecord) -> str:
 def cluster_from_document(schema: int, document: str) -> ClusterRecord:
     """Raises StateError on a document that is of a newer schema or does not fit its own."""
     return _read(ClusterRecord.from_json, "cluster", schema, document, CLUSTER_SCHEMA, _CLUSTER_UPGRADES)
+
+
+class ClusterDecoder:
+    """Decodes the clusters of one store. A document that it saw when it last decoded all of them is not decoded again.
+
+    That is most of the time of a status: documents change seldom, and to compare them takes little. Safe from many
+    threads: what is known is replaced, never changed.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], ClusterRecord] = {}
+
+    def all(self, rows: Sequence[tuple[int, str]]) -> list[ClusterRecord]:
+        """The records of every cluster that the store has, as (schema, document). Raises StateError."""
+        known = self._known
+        records = [known.get(row) or cluster_from_document(*row) for row in rows]
+        self._known = dict(zip(rows, records, strict=True))
+        # Each caller has his own: `resources` is a dict, the rest cannot change.
+        return [
+            attrs.evolve(record, resources={key: thaw(value) for key, value in record.resources.items()})
+            for record in records
+        ]
 
 
 def job_document(record: JobRecord) -> str:

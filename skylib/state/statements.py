@@ -60,14 +60,14 @@ def read_cluster(connection: Connection, name: str) -> ClusterRecord | None:
     return cluster_from_document(*rows[0]) if rows else None
 
 
-def read_clusters(connection: Connection, names: Collection[str] | None) -> list[ClusterRecord]:
-    """All, or those of `names`; the newest launch first."""
+def read_clusters(connection: Connection, names: Collection[str] | None) -> list[tuple[int, str]]:
+    """(schema, document) of all, or of those of `names`; the newest launch first."""
     if names is not None and not names:
         return []
     few = names if names is not None and len(names) <= _MOST_PARAMETERS else ()
     where = f"WHERE name IN ({', '.join('?' * len(few))})" if few else ""
     rows = connection.rows(f"SELECT name, schema, record FROM clusters {where} ORDER BY launched_at DESC, seq DESC", *few)
-    return [cluster_from_document(schema, document) for name, schema, document in rows if names is None or name in names]
+    return [(schema, document) for name, schema, document in rows if names is None or name in names]
 
 
 def all_names(connection: Connection) -> list[str]:
@@ -147,13 +147,16 @@ def _write_life(connection: Connection, record: ClusterRecord, document: str, *,
     )
 
 
-def end_life(connection: Connection, record: ClusterRecord, *, at: float, used_until: float | None = None) -> None:
+def end_life(
+    connection: Connection, record: ClusterRecord, *, at: float, used_until: float | None = None, reason: str = ""
+) -> None:
     """Into history with it: no row, no hosts, no open usage."""
     _count_usage(connection, record, record.cluster_id, None, at=at, used_until=used_until)
     _write_life(connection, record, cluster_document(record), ended_at=at)
     connection.execute("DELETE FROM host_claims WHERE cluster_id = ?", record.cluster_id)
     connection.execute("DELETE FROM clusters WHERE name = ?", record.name)
-    put_event(connection, record.name, record.cluster_id, "status", at, {"from": record.status.value, "to": None})
+    details = {"from": record.status.value, "to": None, **({"reason": reason} if reason else {})}
+    put_event(connection, record.name, record.cluster_id, "status", at, details)
 
 
 def _count_usage(

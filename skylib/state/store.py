@@ -16,7 +16,7 @@ from skylib.models.job import JobRecord, JobStatus
 from skylib.state import statements
 from skylib.state.backend import Backend, Connection
 from skylib.state.base import EventRecord, HistoryRecord, IntentRecord
-from skylib.state.rows import dump_json, load_value
+from skylib.state.rows import ClusterDecoder, cluster_from_document, dump_json, load_value
 from skylib.state.transitions import changed, check_same_life, keeps_stored_job, no_capacity, not_found
 
 __all__ = ["KEEP_S", "SqlStore"]
@@ -34,6 +34,7 @@ class SqlStore:
     def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.time) -> None:
         self._backend = backend
         self._clock = clock
+        self._decoder = ClusterDecoder()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._backend.where!r})"
@@ -45,7 +46,8 @@ class SqlStore:
 
     def clusters(self, names: Iterable[str] | None = None) -> list[ClusterRecord]:
         wanted = None if names is None else set(names)
-        return self._backend.read(lambda connection: statements.read_clusters(connection, wanted))
+        rows = self._backend.read(lambda connection: statements.read_clusters(connection, wanted))
+        return self._decoder.all(rows) if wanted is None else [cluster_from_document(*row) for row in rows]
 
     def cluster(self, name: str) -> ClusterRecord | None:
         return self._backend.read(lambda connection: statements.read_cluster(connection, name))
@@ -92,13 +94,13 @@ class SqlStore:
         return self._backend.write(settle, durable=False)
 
     def remove_cluster(
-        self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None
+        self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None, reason: str = ""
     ) -> ClusterRecord | None:
         def remove(connection: Connection) -> ClusterRecord | None:
             existing = statements.read_cluster(connection, name)
             if existing is None or cluster_id not in (None, existing.cluster_id):
                 return None
-            statements.end_life(connection, existing, at=at, used_until=used_until)
+            statements.end_life(connection, existing, at=at, used_until=used_until, reason=reason)
             return existing
 
         return self._backend.write(remove)
