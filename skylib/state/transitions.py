@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
 
 import attrs
 
@@ -13,35 +12,16 @@ from skylib.models.job import JobRecord, JobStatus
 from skylib.state.base import UsageInterval
 
 __all__ = [
-    "Usage",
     "UsageChange",
     "changed",
     "check_same_life",
     "keeps_stored_job",
     "no_capacity",
     "not_found",
-    "usage_after",
     "usage_change",
 ]
 
 _FIXED = frozenset({"name", "cluster_id", "status", "status_since"})
-
-
-class Usage(str, Enum):
-    """What becomes of a cluster's usage interval."""
-
-    OPEN = "open"
-    CLOSE = "close"
-    KEEP = "keep"
-
-
-def usage_after(status: ClusterStatus, *, is_open: bool) -> Usage:
-    """UP is use, STOPPED is none; INIT, AUTOSTOPPING and UNREACHABLE leave it as it was: doubt ends nothing."""
-    if status is ClusterStatus.UP and not is_open:
-        return Usage.OPEN
-    if status is ClusterStatus.STOPPED and is_open:
-        return Usage.CLOSE
-    return Usage.KEEP
 
 
 @attrs.frozen(kw_only=True)
