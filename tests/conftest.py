@@ -16,6 +16,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 if str(_CHECKOUT) not in sys.path:
     sys.path.insert(0, str(_CHECKOUT))
 
+from tests.postgres import Server, close_shared_server, shared_server, tests_skipped  # noqa: E402
 from tests.testbed import Host, PythonMissing, Testbed, missing_requirement  # noqa: E402
 
 _MARKERS = {
@@ -46,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _isolate(patch, Path(scratch.name))
     config.add_cleanup(scratch.cleanup)
     config.add_cleanup(patch.undo)
+    config.add_cleanup(close_shared_server)
 
 
 def _keep_caches(home: Path) -> None:
@@ -83,8 +85,8 @@ def _skip(config: pytest.Config, reason: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Says in red how many tests were not run for want of hosts or Pythons, and why."""
-    reasons = config.stash[_SKIPPED]
+    """Says in red how many tests were not run for want of hosts, Pythons or PostgreSQL, and why."""
+    reasons = [*config.stash[_SKIPPED], *tests_skipped()]
     if not reasons:
         return
     terminalreporter.section("NOT TESTED HERE", sep="!", red=True, bold=True)
@@ -99,6 +101,18 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home.chmod(0o700)
     _isolate(monkeypatch, home)
     return home
+
+
+@pytest.fixture
+def postgres() -> Server:
+    """The session's PostgreSQL; a test makes databases of its own in it and leaves it running."""
+    return shared_server()
+
+
+@pytest.fixture
+def database(postgres: Server) -> str:
+    """The URL of an empty database, this test's alone."""
+    return postgres.new_database()
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,10 @@ _PACKAGES = {
     "mount": "mount",
     "rsync": "rsync",
     "git": "git",
+    "initdb": "postgresql",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +66,9 @@ def _say(text: str) -> None:
 
 
 def _missing_packages() -> list[str]:
-    return sorted({package for name, package in _PACKAGES.items() if shutil.which(name, path=_SYSTEM_PATH) is None})
+    """Debian keeps PostgreSQL's programs out of the path, in a folder for each version."""
+    path = os.pathsep.join([_SYSTEM_PATH, *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
+    return sorted({package for name, package in _PACKAGES.items() if shutil.which(name, path=path) is None})
 
 
 def _install_packages() -> None:
@@ -77,7 +81,7 @@ def _install_packages() -> None:
     elif missing:
         _say(f"apt-get install {' '.join(missing)} (no service is started)")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        with _services_kept_off():
+        with _services_kept_off(), _no_cluster_made() if "postgresql" in missing else contextlib.nullcontext():
             for command in (["update", "-q"], ["install", "-q", "-y", "--no-install-recommends", *missing]):
                 done = subprocess.run(["apt-get", *command], env=environment, stdin=subprocess.DEVNULL, check=False)
                 if done.returncode != 0:
@@ -98,6 +102,20 @@ def _services_kept_off() -> Iterator[None]:
     finally:
         if ours:
             _POLICY.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _no_cluster_made() -> Iterator[None]:
+    """While inside, Debian's PostgreSQL makes no database cluster of its own: only its programs are wanted."""
+    ours = not _CLUSTER_SETTINGS.exists()
+    if ours:
+        _CLUSTER_SETTINGS.parent.mkdir(parents=True, exist_ok=True)
+        _CLUSTER_SETTINGS.write_text("create_main_cluster = false\n")
+    try:
+        yield
+    finally:
+        if ours:
+            _CLUSTER_SETTINGS.unlink(missing_ok=True)
 
 
 def _make_environment() -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from skylib.paths import SkyHome
 from skylib.state.base import StateStore
+from skylib.state.postgres import PostgresStore
 from skylib.state.sqlite import SqliteStore
+from tests.postgres import shared_server
 
 __all__ = ["KINDS", "Opener", "opened_stores"]
 
-KINDS = ("sqlite",)
+KINDS = ("sqlite", "postgres")
 
 # Opens one more store on the same state. Its argument: the store's clock, by default time.time.
 Opener = Callable[..., StateStore]
@@ -25,9 +27,10 @@ def opened_stores(kind: str, folder: Path) -> Iterator[Opener]:
     folder: an empty one, for what is kept in files.
     """
     opened: list[StateStore] = []
+    url = shared_server().new_database() if kind == "postgres" else ""
 
     def opener(**options: Callable[[], float]) -> StateStore:
-        store = _open(kind, folder, **options)
+        store = _open(kind, folder, url, **options)
         opened.append(store)
         return store
 
@@ -38,7 +41,9 @@ def opened_stores(kind: str, folder: Path) -> Iterator[Opener]:
             store.close()
 
 
-def _open(kind: str, folder: Path, **options: Callable[[], float]) -> StateStore:
+def _open(kind: str, folder: Path, url: str, **options: Callable[[], float]) -> StateStore:
+    if kind == "postgres":
+        return PostgresStore(url, **options)
     if kind == "sqlite":
         return SqliteStore(SkyHome(folder / "home"), **options)
     raise ValueError(f"no such kind of store: {kind}")

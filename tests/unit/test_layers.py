@@ -394,7 +394,7 @@ def test_input_is_not_checked_by_assert() -> None:
     assert asserts == []
 
 
-@pytest.mark.parametrize("heavy", ["paramiko", "sqlite_utils", "portalocker", "ray", "uv", "yaml"])
+@pytest.mark.parametrize("heavy", ["paramiko", "sqlite_utils", "portalocker", "psycopg", "ray", "uv", "yaml"])
 def test_heavy_packages_are_imported_where_they_are_used(heavy: str) -> None:
     """No module imports them at its top level, where `import skylib` would pay for it."""
     eager = []

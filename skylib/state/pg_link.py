@@ -1,0 +1,251 @@
+"""One connection to a PostgreSQL database: opened with bounds on every wait, its errors judged and masked.
+
+psycopg's own errors carry the connection, which knows the password: they end here. None is a cause or a context of what
+is raised instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from skylib.errors import ConfigError, StateError
+from skylib.state.pg_address import Address
+from skylib.state.pg_errors import Away, judged
+from skylib.state.pg_sql import translated
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Link", "open_link"]
+
+_T = TypeVar("_T")
+_OLDEST = 120000
+# How long a silent server may keep us: its answer, and (by TCP) its machine. A lock that is waited for adds to the first.
+_ANSWER_S = 30.0
+_CLIENT = {
+    "keepalives": "1",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+    "target_session_attrs": "read-write",
+}
+# The server's side of the same: it frees what a dead or stopped client holds. Milliseconds where no unit is given.
+_SERVER = {
+    "client_encoding": "UTF8",
+    "standard_conforming_strings": "on",
+    "idle_in_transaction_session_timeout": "60000",
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+_SINCE_14 = {"idle_session_timeout": "0"}
+
+
+class Link:
+    """A connection, for one thread at a time. Raises Away, Again, Busy (pg_errors) and StateError, nothing of psycopg."""
+
+    def __init__(self, connection: psycopg.Connection[Any], address: Address) -> None:
+        self._connection = connection
+        self._address = address
+        self._pid = os.getpid()
+        self._left = False
+        self.backend: tuple[int, str] = (0, "")
+
+    @property
+    def broken(self) -> bool:
+        return self._left or self._connection.closed
+
+    def simple(self, sql: str, *, answer_s: float = _ANSWER_S) -> list[list[tuple[Any, ...]]]:
+        """Several statements in one message; the rows of each that has rows. No parameters: the text is ours alone."""
+
+        def run() -> list[list[tuple[Any, ...]]]:
+            cursor = self._connection.execute(sql.encode())
+            found = []
+            while True:
+                if cursor.description is not None:
+                    found.append(cursor.fetchall())
+                if not cursor.nextset():
+                    return found
+
+        return self._judging(run, answer_s)
+
+    def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        def run() -> list[tuple[Any, ...]]:
+            cursor = self._connection.execute(_query(sql), _plain(parameters))
+            return [] if cursor.description is None else cursor.fetchall()
+
+        return self._judging(run)
+
+    def execute(self, sql: str, *parameters: object) -> int:
+        return self._judging(lambda: self._connection.execute(_query(sql), _plain(parameters)).rowcount)
+
+    def many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        def run() -> None:
+            with self._connection.cursor() as cursor:
+                cursor.executemany(_query(sql), [_plain(row) for row in rows])
+
+        if rows:
+            self._judging(run)
+
+    def close(self) -> None:
+        """Say good-bye and close; in a process that did not open it, as `abandon`."""
+        self.abandon()
+        if self._left:
+            return
+        with contextlib.suppress(Exception):  # boundary: nothing that a dying connection says matters
+            self._connection.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copy of the socket and nothing else. The parent's session goes on. Else nothing.
+
+        The object is never freed: it would close a descriptor that has become somebody else's.
+        """
+        if self._left or os.getpid() == self._pid:
+            return
+        self._left = True
+        with contextlib.suppress(Exception):  # boundary: the connection may have been closed before the fork
+            os.close(self._connection.fileno())
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection.pgconn))
+
+    def _judging(self, run: Callable[[], _T], answer_s: float = _ANSWER_S) -> _T:
+        import psycopg
+
+        self.abandon()
+        if self._left:
+            raise Away("the connection belongs to the process that forked this one")
+        self._connection.deadline = time.monotonic() + answer_s  # type: ignore[attr-defined]
+        try:
+            return run()
+        except psycopg.Error as error:
+            problem = judged(error, self._address, broken=self._connection.closed)
+        except _Silent:
+            self.close()
+            problem = Away(f"no answer within {answer_s:g} s")
+        except UnicodeError:
+            problem = StateError(f"text that is no Unicode cannot be kept in {self._address.where}")
+        except OSError as error:
+            self.close()
+            problem = Away(error.strerror or type(error).__name__)
+        except BaseException:
+            self.close()  # interrupted: what the server still sends must not be taken for the next answer
+            raise
+        raise problem
+
+
+class _Silent(Exception):
+    """The server did not answer in time."""
+
+
+def open_link(address: Address, *, application: str, timeout_s: float) -> Link:
+    """A new connection. Raises Away when the database cannot be reached now, StateError when it refuses for good.
+
+    Raises ConfigError when psycopg is not installed. timeout_s: for each host of the URL.
+    """
+    try:
+        import psycopg
+    except ImportError as error:
+        raise ConfigError(
+            "`db` is set, and psycopg is not installed",
+            key="db",
+            evidence=str(error),
+            hint='pip install "skylib[postgres]"',
+        ) from error
+    problem: Exception
+    try:
+        connection = _connection_class().connect(**_parameters(address, application, timeout_s), autocommit=True)
+    except psycopg.ProgrammingError as error:
+        problem = _unusable(address, error)
+    except psycopg.Error as error:
+        problem = judged(error, address, broken=True)
+    except UnicodeError:
+        problem = ConfigError("db holds text that is no Unicode", key="db")
+    except OSError as error:
+        problem = Away(error.strerror or type(error).__name__)
+    else:
+        return _made_ready(connection, address)
+    raise problem
+
+
+def _made_ready(connection: psycopg.Connection[Any], address: Address) -> Link:
+    from psycopg.types.numeric import FloatLoader
+
+    connection.adapters.register_loader("numeric", FloatLoader)  # what sums of integers are
+    connection.prepare_threshold = None  # a pooler may give each transaction another server process
+    link = Link(connection, address)
+    try:
+        version = connection.info.server_version
+        if version < _OLDEST:
+            raise StateError(
+                f"{address.where} is PostgreSQL {version // 10000}; 12 or newer is needed", hint="use a newer server"
+            )
+        settings = {**_SERVER, **(_SINCE_14 if version >= 140000 else {})}
+        each = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+        own = "(SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+        ((*_, pid, start),) = link.rows(f"SELECT {each}, pg_backend_pid(), {own}")
+        link.backend = (pid, start)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def _unusable(address: Address, error: Exception) -> ConfigError:
+    said = " ".join(address.masked(str(error)).split())
+    return ConfigError(f"{address.where} is no address that libpq takes: {said}", key="db")
+
+
+def _parameters(address: Address, application: str, timeout_s: float) -> dict[str, Any]:
+    """Of the URL, and ours where it and libpq's environment say nothing."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    given = conninfo_to_dict(address.url.reveal())
+    ours = {**_CLIENT, "connect_timeout": str(max(2, round(timeout_s))), "application_name": application}
+    if "PGGSSENCMODE" not in os.environ:
+        ours["gssencmode"] = "disable"
+    if "PGTARGETSESSIONATTRS" in os.environ:
+        del ours["target_session_attrs"]
+    return {**ours, **given}
+
+
+@cache
+def _connection_class() -> type[psycopg.Connection[Any]]:
+    """A connection that does not wait for ever for a server that was stopped but not closed."""
+    import psycopg
+
+    class BoundedConnection(psycopg.Connection[Any]):
+        deadline = 0.0
+
+        def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+            return super().wait(_bounded(gen, self), *args, **options)
+
+    def _bounded(gen: Any, connection: BoundedConnection) -> Generator[Any, Any, Any]:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > connection.deadline > 0.0:
+                    gen.close()
+                    raise _Silent
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+
+    return BoundedConnection
+
+
+def _query(sql: str) -> bytes:
+    return translated(sql).encode()
+
+
+def _plain(parameters: Sequence[object]) -> list[object]:
+    """PostgreSQL does not take a bool for a number, SQLite has nothing else."""
+    return [int(each) if isinstance(each, bool) else each for each in parameters]
