@@ -55,7 +55,7 @@ def mark_of_another(
     holder = f"cluster {name!r}" if name else "a cluster whose cluster.json cannot be read"
     owner, home = mark.get("owner"), mark.get("home")
     of = f" of {owner}" if owner else ""
-    where = f", launched from {home}" if home else ""
+    where = f", whose home is {home}" if home else ""
     return Refusal(
         infra=infra, host=host, reason=f"held by {holder}{of}{where}", temporary=True, capacity=capacity
     )

@@ -291,7 +291,8 @@ def refusal(done: Completed, *, cluster: str) -> BringUpError | None:
         host=done.host,
         step="runtime.claim",
         evidence=said,
-        hint=f"client.down({other!r}) frees it, from the home that made it ({home})",
+        hint=f"client.down({other!r}) frees it, from the home that has it ({home}), or from this one after "
+        f"client.adopt({other!r})",
         other_cluster=other,
         other_home=home,
     )

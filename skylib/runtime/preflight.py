@@ -89,7 +89,8 @@ def foreign_cluster(host: str, facts: NodeFacts, cluster_id: str) -> Problem | N
         host=host,
         step="preflight.cluster",
         reason=f"account {facts.user} there already serves cluster {mark.get('cluster')!r}",
-        hint=f"client.down({mark.get('cluster')!r}) frees it, from the home that made it ({mark.get('home', 'unknown')})",
+        hint=f"client.down({mark.get('cluster')!r}) frees it, from the home that has it ({mark.get('home', 'unknown')}), "
+        f"or from this one after client.adopt({mark.get('cluster')!r})",
     )
 
 

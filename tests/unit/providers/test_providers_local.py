@@ -52,7 +52,7 @@ def test_a_local_cluster_of_another_home_holds_this_machine(tmp_path: Path) -> N
     found = survey(tmp_path, MARK)
     assert found.offers == ()
     (refusal,) = found.refusals
-    assert refusal.reason == "held by cluster 'other' of ab, launched from /home/x/.sky"
+    assert refusal.reason == "held by cluster 'other' of ab, whose home is /home/x/.sky"
     assert (refusal.temporary, refusal.capacity) == (True, 2)
 
 
