@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import stat
@@ -95,27 +94,6 @@ def test_each_migration_is_recorded_once(home: SkyHome) -> None:
         (number,) for number in range(1, SCHEMA_VERSION + 1)
     ]
     assert _ask(home, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-
-
-def test_an_older_store_is_brought_up_to_date(home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight processes open a version-1 store that has a cluster; all see it, and each step ran once."""
-    with monkeypatch.context() as patch:
-        patch.setattr(migrations, "SCHEMA_VERSION", 1)
-        home.root.mkdir()
-        connection = sqlite3.connect(home.state_db, isolation_level=None)
-        migrations.migrate(connection, where=home.state_db)
-        connection.execute(
-            "INSERT INTO clusters VALUES ('train', 'train-1', 'INIT', 100.0, 1, ?)",
-            [json.dumps(cluster_record().to_json())],
-        )
-        connection.close()
-    assert _ask(home, "PRAGMA user_version") == [(1,)]
-
-    def work() -> bytes:
-        return str(len(SqliteStore(home).clusters())).encode()
-
-    assert run_at_once([work] * 8) == [b"1"] * 8
-    assert _ask(home, "SELECT count(*) FROM migrations") == [(SCHEMA_VERSION,)]
 
 
 def test_a_step_that_fails_changes_nothing(home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> None:
