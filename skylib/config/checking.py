@@ -86,8 +86,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def quoted(name: str, origin: Origin | None = None) -> str:
-    """A name from outside for a message; a URL, or what shares a line with one, is not shown."""
-    quiet = "://" in name or (origin is not None and origin.quiet)
+    """A name from outside for a message; a URL, or what shares a line with one, is not shown unless it is ours."""
+    ours = name in SECTIONS or name == DATABASE.name or name in known_keys()
+    quiet = not ours and ("://" in name or (origin is not None and origin.quiet))
     return "<redacted>" if quiet else repr(name)
 
 

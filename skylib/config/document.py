@@ -5,6 +5,7 @@ No error carries the text of the file, not even in its cause: a line may hold th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["read_document", "read_layer", "read_text"]
 
 _PLAIN_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
 
@@ -62,7 +64,8 @@ def read_document(text: str, file: str) -> Layer:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise _wrong(file, line, f"not valid YAML: {problem}") from None
+        hidden = line is not None and line in _lines_with_urls(text)
+        raise _wrong(file, line, "not valid YAML" if hidden else f"not valid YAML: {problem}") from None
     except RecursionError:
         raise _wrong(file, None, "nested too deeply") from None
     if found is None:
@@ -81,7 +84,7 @@ class _Reader:
     def __init__(self, loader: yaml.SafeLoader, file: str, text: str) -> None:
         self._loader = loader
         self._file = file
-        self._quiet = frozenset(number for number, line in enumerate(text.split("\n"), 1) if "://" in line)
+        self._quiet = _lines_with_urls(text)
         self._known: dict[int, object] = {}
         self._open: set[int] = set()
 
@@ -134,6 +137,11 @@ class _Reader:
                 raise _wrong(self._file, line, f"{name} stands here and on line {first}", key=fact)
             found[key] = Setting(value=self.value(value_node), origin=Origin(source=self._file, line=line, quiet=quiet))
         return found
+
+
+def _lines_with_urls(text: str) -> frozenset[int]:
+    """The lines, as YAML counts them, that may not be quoted."""
+    return frozenset(number for number, line in enumerate(_BREAK.split(text), 1) if "://" in line)
 
 
 def _wrong(file: str, line: int | None, problem: str, *, key: str | None = None) -> ConfigError:

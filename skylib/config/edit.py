@@ -14,7 +14,7 @@ from skylib.errors import ConfigError
 __all__ = ["changed"]
 
 _PLAIN = re.compile(r"[\w./~-]+", re.ASCII)
-_COMMA = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*(,)")
+_COMMA = re.compile(r"(?:[ \t\r\n]|#[^\n]*(?:\n|\Z))*(,)")
 
 
 def changed(text: str, file: str, key: str, value: object) -> str:
