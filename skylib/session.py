@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import getpass
-import hashlib
 import os
-import secrets
-import socket
 import threading
 import time
 import weakref
@@ -22,6 +18,7 @@ from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
 from skylib.errors import ClusterNotFound, ConfigError, SkyError
 from skylib.events import EventSink, Relay, discard, fan, span
+from skylib.identity import account_name, client_hash, machine_name
 from skylib.journal import Journal
 from skylib.locks import Locks
 from skylib.models.cluster import ClusterRecord, NodeRecord
@@ -29,9 +26,11 @@ from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
 from skylib.models.task import Task
-from skylib.paths import SkyHome, default_home, write_private
+from skylib.paths import SkyHome, default_home
 from skylib.providers.base import ProviderContext
+from skylib.providers.pool_file import Pool, read_pools
 from skylib.providers.registry import Registry
+from skylib.providers.shared_pools import SharedPools
 from skylib.runtime.agent_client import AgentClient, bridge_command
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
@@ -39,8 +38,11 @@ from skylib.runtime.teardown import layout_of
 from skylib.runtime.wheelhouse import Wheelhouse
 from skylib.state import intents
 from skylib.state.base import IntentRecord, StateStore
+from skylib.state.postgres import PostgresStore
+from skylib.state.shared import StoredHostKeys
 from skylib.state.sqlite import SqliteStore
 from skylib.transport.base import Transport
+from skylib.transport.host_keys import HostKeys
 from skylib.transport.pool import Transports
 from skylib.transport.ssh_params import SshSettings
 
@@ -167,17 +169,34 @@ class Session:
 
     @property
     def user_hash(self) -> str:
-        """Eight hex digits that name this client, made once per home; $SKYPILOT_USER_ID has its way."""
-        given = os.environ.get("SKYPILOT_USER_ID")
-        return given or self._part("user_hash", self._read_user_hash)
+        """Eight hex digits that name this client."""
+        return client_hash(self.home)
 
     @property
     def user(self) -> str:
         """The account's name, for people and SKYPILOT_USER."""
-        try:
-            return getpass.getuser()
-        except (KeyError, OSError):
-            return str(os.getuid())
+        return account_name()
+
+    @property
+    def machine(self) -> str:
+        """What this machine is called in the state: others see it, too, where that is in a database."""
+        return "localhost" if self.database is None else machine_name()
+
+    @property
+    def host_keys(self) -> HostKeys:
+        """The record of SSH hosts' keys."""
+        return HostKeys(home=self.home, shared=self._shared_keys())
+
+    def pools(self) -> Mapping[str, Pool]:
+        """The SSH pools there are: the home's file, or what all homes of a database say. Raises ConfigError, StateError."""
+        if self.database is None:
+            return read_pools(self.home.ssh_node_pools)
+        return SharedPools(
+            home=self.home,
+            values=self.store,
+            where=self.where,
+            hold=lambda: self.locks.hold("pool:file", operation="pools"),
+        ).pools()
 
     def transport(self, address: HostAddress) -> Transport:
         """The kept way to a machine."""
@@ -243,6 +262,8 @@ class Session:
             cluster_id=record.cluster_id if record is not None else None,
             events=events,
             max_at_once=self.config.ssh.parallel,
+            machine=self.machine,
+            pools=self.pools,
         )
 
     def require(self, name: str) -> ClusterRecord:
@@ -322,12 +343,22 @@ class Session:
 
     def _make_store(self) -> StateStore:
         if self.database is not None:
-            raise ConfigError("'db' is not supported yet", key="db")
+            return PostgresStore(self.database, events=self._relay)
         return SqliteStore(self.home, locks=self.file_locks)
 
     def _make_transports(self) -> Transports:
         settings, user_config = _ssh_settings(self.config)
-        return Transports(self.home, settings=settings, user_config_path=user_config, events=self._relay)
+        return Transports(
+            self.home,
+            settings=settings,
+            user_config_path=user_config,
+            shared_keys=self._shared_keys(),
+            machine=self.machine,
+            events=self._relay,
+        )
+
+    def _shared_keys(self) -> StoredHostKeys | None:
+        return None if self.database is None else StoredHostKeys(store=self.store, where=self.where)
 
     def _where_else(self, known: tuple[str, ...]) -> str:
         """What to do about a cluster that is not known here."""
@@ -338,18 +369,6 @@ class Session:
                 "Client(config={'db': ...}): set db in config.yaml of this home, or $SKYLIB_DB"
             )
         return "existing: " + ", ".join(known) if known else "client.launch(task, name) makes one"
-
-    def _read_user_hash(self) -> str:
-        path = self.home.user_hash
-        try:
-            known = path.read_text().strip()
-        except FileNotFoundError:
-            known = ""
-        if not known:
-            seed = f"{self.user}@{socket.gethostname()}:{secrets.token_hex(8)}"
-            known = hashlib.sha256(seed.encode()).hexdigest()[:8]
-            write_private(path, known.encode() + b"\n")
-        return known
 
 
 def _ssh_settings(config: Config) -> tuple[SshSettings, Path]:

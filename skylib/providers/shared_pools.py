@@ -67,7 +67,7 @@ class SharedPools:
     home: SkyHome
     values: Values
     where: str
-    hold: Callable[[], AbstractContextManager[None]]
+    hold: Callable[[], AbstractContextManager[object]]
 
     def pools(self) -> dict[str, Pool]:
         """Every pool there is, after this home's edits went to the database.

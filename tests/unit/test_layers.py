@@ -17,7 +17,7 @@ PACKAGE = CHECKOUT / "skylib"
 LAYERS = (
     ("errors", "events", "paths", "agent.protocol"),
     ("models",),
-    ("config", "locks", "reprs", "journal"),
+    ("config", "locks", "reprs", "journal", "identity"),
     ("state", "catalog", "transport"),
     ("facts",),
     ("optimizer", "staging", "providers"),
