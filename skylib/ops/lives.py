@@ -24,8 +24,11 @@ class Life:
 
     @property
     def askable(self) -> ClusterRecord | None:
-        """The record, when the cluster's agent may answer."""
-        return self.record if self.record is not None and self.record.status in _ASKABLE else None
+        """The record, when the cluster's agent may answer; one that a launch is still making has no jobs yet."""
+        record = self.record
+        if record is None or not record.nodes or record.status not in _ASKABLE:
+            return None
+        return None if record.status is ClusterStatus.INIT and not record.ray_port else record
 
 
 def life_of(session: Session, name: str, cluster_id: str | None = None) -> Life:

@@ -10,6 +10,8 @@ from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_everywhere, raise_unclean
 from skylib.ops.lives import stopped_by_itself
 from skylib.ops.provision import bring_up_again
+from skylib.ops.recovery import never_up
+from skylib.ops.standing import settle_standing
 from skylib.runtime.agent_restart import restart_agent
 from skylib.session import Session
 from skylib.transport.fanout import fanout
@@ -39,7 +41,7 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
     if record.status is not ClusterStatus.STOPPED:
         problem = _why_not_ready(session, record, events)
         if problem is None:
-            return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)
+            return _settle_up(session, record, events)
     with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=False):
         return _mend(session, record, events, problem, may_end_jobs=may_end_jobs)
 
@@ -53,7 +55,7 @@ def _mend(
                 return _again(session, record, events)
             problem = _with_new_agents(session, record, events)
         if problem is None:
-            return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)
+            return _settle_up(session, record, events)
         if not may_end_jobs and record.status is ClusterStatus.UP and _may_have_jobs(session, record):
             raise ClusterNotUp(
                 f"cluster {record.name!r} is not whole, and its jobs may still run: {problem.message}",
@@ -64,6 +66,12 @@ def _mend(
                 hint=f"client.start({record.name!r}) ends them and brings the cluster up again",
             ) from problem
     return _again(session, record, events)
+
+
+def _settle_up(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
+    if never_up(record):  # what its launch would have written down is still to be read
+        return settle_standing(session, record, events)
+    return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id)
 
 
 def _why_not_ready(session: Session, record: ClusterRecord, events: EventSink) -> AgentError | None:

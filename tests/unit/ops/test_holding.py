@@ -1,0 +1,306 @@
+"""Verbs and what a dead process left behind, on hosts in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound
+from skylib.events import Event
+from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.receipts import Reconciled, Settled
+from skylib.models.resources import Resources
+from skylib.models.task import Task
+from skylib.ops import execute, joblogs, launch, lifecycle, status
+from skylib.ops.reconcile import reconcile
+from skylib.session import Session
+from tests.doom import Doom, Wires
+from tests.processes import Child
+from tests.scripted_node import ScriptedLab
+
+NEW = "new-life"
+
+
+@pytest.fixture
+def lab() -> ScriptedLab:
+    return ScriptedLab(2)
+
+
+@pytest.fixture
+def session(tmp_path: Path, lab: ScriptedLab) -> Iterator[Session]:
+    made = open_session(tmp_path / "sky", lab)
+    yield made
+    made.close()
+
+
+def open_session(home: Path, lab: ScriptedLab, events: Callable[[Event], None] | None = None) -> Session:
+    home.mkdir(mode=0o700, exist_ok=True)
+    home.joinpath("ssh_node_pools.yaml").write_text(lab.pool_yaml())
+    home.joinpath("config.yaml").write_text("provision:\n  timeout_s: 5\nagent:\n  call_timeout_s: 2\n")
+    return Session(home, transports=Wires(lab, Doom()), events=events)
+
+
+def launch_it(session: Session, name: str = "c", nodes: int = 2) -> int:
+    task = Task(run="true", num_nodes=nodes, resources=Resources(infra="ssh/lab"))
+    return launch.launch(session, task, name, launch.Options())[1].job_id
+
+
+def leave(session: Session, operation: str, record: ClusterRecord | None, name: str = "c", **details: object) -> int:
+    """An intent as a process leaves it that was killed."""
+    cluster_id = record.cluster_id if record is not None else NEW
+    return session.store.begin_intent(operation, name, {"cluster_id": cluster_id, **details})
+
+
+def forget_up(session: Session, record: ClusterRecord) -> None:
+    """The record as a launch has it before its cluster is known to stand."""
+    nodes = tuple(attrs.evolve(node, ray_node_id="", runtime_digest="") for node in record.nodes)
+    half = attrs.evolve(record, status=ClusterStatus.INIT, nodes=nodes, ray_port=0, dashboard_port=0, ray_version="")
+    session.store.save_cluster(half)
+
+
+def only(found: list[Reconciled]) -> Reconciled:
+    (one,) = found
+    return one
+
+
+def test_nothing_left_is_nothing_to_do(session: Session):
+    """Without open intents there is an empty list, and no journal of it."""
+    assert reconcile(session) == []
+    assert not session.home.logs.exists()
+
+
+def test_a_launch_whose_cluster_stands_is_finished_with_all_that_it_would_have_written(session: Session, lab: ScriptedLab):
+    """Ports, versions and node ids are read from the nodes: the record is the launch's own, but for the times."""
+    launch_it(session)
+    whole = session.require("c")
+    for node in whole.nodes:
+        lab.hosts[node.host].files[f"{node.env}/.skylib-digest"] = f"{node.runtime_digest}\n".encode()
+    forget_up(session, whole)
+    leave(session, "launch", whole, new=True, key="k")
+    done = only(reconcile(session))
+    assert (done.done, done.status) == (Settled.FINISHED, ClusterStatus.UP)
+    assert attrs.evolve(session.require("c"), status_since=whole.status_since) == whole
+    assert session.store.open_intents() == []
+    assert reconcile(session) == []
+
+
+def test_a_launch_whose_cluster_does_not_stand_is_undone(session: Session, lab: ScriptedLab):
+    """Processes, files, hosts and record go."""
+    launch_it(session)
+    record = session.require("c")
+    forget_up(session, record)
+    lab.hosts["h2"].reboot()
+    leave(session, "launch", record, new=True)
+    done = only(reconcile(session))
+    assert (done.done, done.status) == (Settled.UNDONE, None)
+    assert session.store.claims() == {}
+    assert [host.left() for host in lab.hosts.values()] == [[], []]
+
+
+def test_a_launch_is_kept_while_a_host_is_not_reached(session: Session, lab: ScriptedLab):
+    """Nothing is dropped; launch and start say what is the matter; when the host is back it is settled."""
+    launch_it(session)
+    record = session.require("c")
+    forget_up(session, record)
+    leave(session, "launch", record, new=True)
+    lab.hosts["h2"].cut()
+    done = only(reconcile(session))
+    assert (done.done, done.status, done.blocks) == (Settled.KEPT, ClusterStatus.UNREACHABLE, True)
+    assert len(session.store.claims()) == 2
+    for verb in (launch_it, lambda session: lifecycle.start(session, "c")):
+        with pytest.raises(ClusterNotUp, match="a launch of cluster 'c' was not ended") as caught:
+            verb(session)
+        assert "purge=True" in str(caught.value.hint)
+        assert caught.value.retryable
+    lab.hosts["h2"].mend()
+    assert only(reconcile(session)).done is Settled.FINISHED
+
+
+def test_a_purge_forgets_a_cluster_that_cannot_be_settled(session: Session, lab: ScriptedLab):
+    """down(purge=True) does not wait for hosts that are gone, and what was left open is over with it."""
+    launch_it(session)
+    record = session.require("c")
+    forget_up(session, record)
+    leave(session, "launch", record, new=True)
+    lab.hosts["h2"].cut()
+    lifecycle.down(session, "c", purge=True)
+    assert session.store.clusters() == []
+    assert session.store.open_intents() == []
+
+
+def test_a_launch_that_died_before_its_record_is_only_settled(session: Session):
+    """An intent without a record means that nothing was made."""
+    leave(session, "launch", None, new=True)
+    assert only(reconcile(session)).done is Settled.UNDONE
+    assert session.store.open_intents() == []
+
+
+def test_a_stop_that_was_begun_is_finished(session: Session, lab: ScriptedLab):
+    """Every process ends, the hosts stay held."""
+    launch_it(session)
+    record = session.require("c")
+    leave(session, "stop", record, was="UP")
+    done = only(reconcile(session))
+    assert (done.done, done.status) == (Settled.FINISHED, ClusterStatus.STOPPED)
+    assert lab.hosts["h1"].processes == {}
+    assert len(session.store.claims()) == 2
+
+
+def test_a_start_that_does_not_stand_is_ended_everywhere_and_stopped(session: Session, lab: ScriptedLab):
+    """What came up of it serves nobody; its files and hosts are kept."""
+    launch_it(session)
+    record = session.store.settle("c", ClusterStatus.INIT, at=session.clock())
+    lab.hosts["h2"].reboot()
+    leave(session, "start", record, anew=True)
+    done = only(reconcile(session))
+    assert (done.done, done.status) == (Settled.UNDONE, ClusterStatus.STOPPED)
+    assert lab.hosts["h1"].processes == {}
+    assert lifecycle.start(session, "c").status is ClusterStatus.UP
+
+
+def test_a_down_that_was_begun_is_finished_by_the_next_verb(session: Session):
+    """Whoever asks for the cluster next finds it gone, is told why, and a launch makes a new one."""
+    launch_it(session)
+    first = session.require("c")
+    leave(session, "down", first, was="UP")
+    with pytest.raises(ClusterNotFound, match="a down that was not ended"):
+        lifecycle.stop(session, "c")
+    assert session.store.claims() == {}
+    launch_it(session)
+    assert session.require("c").cluster_id != first.cluster_id
+
+
+def test_a_timer_that_was_begun_is_set(session: Session):
+    """The agent and the store have it."""
+    launch_it(session)
+    record = session.require("c")
+    leave(session, "autostop", record, timer={"idle_minutes": 7, "down": True})
+    assert only(reconcile(session)).done is Settled.FINISHED
+    timer = session.require("c").autostop
+    assert timer is not None
+    assert (timer.idle_minutes, timer.down) == (7, True)
+
+
+def test_a_new_timer_replaces_one_that_was_begun(session: Session):
+    """What could not be settled before does not come back after it."""
+    launch_it(session)
+    leave(session, "autostop", session.require("c"), timer={"idle_minutes": 7, "down": True})
+    lifecycle.autostop(session, "c", 60)
+    assert reconcile(session) == []
+    timer = session.require("c").autostop
+    assert timer is not None
+    assert timer.idle_minutes == 60
+
+
+@pytest.mark.parametrize("key", ["mine", "nobodys"])
+def test_a_submission_that_died_is_told_by_its_key(session: Session, key: str):
+    """Whether the job was queued, and as which, is what the agent says of its key."""
+    launch_it(session)
+    record = session.require("c")
+    job_id = execute.exec_(session, "true", "c", key="mine").job_id
+    leave(session, "exec", record, key=key, process="elsewhere 0 1")
+    session.clock = lambda: 4e9  # a process that cannot be looked at is dead after a while
+    done = only(reconcile(session))
+    assert (done.done, done.job_id) == (Settled.NOTED, job_id if key == "mine" else None)
+    assert "not" not in done.why or key == "nobodys"
+
+
+def test_a_job_that_cannot_be_asked_for_holds_up_nothing(session: Session, lab: ScriptedLab):
+    """A dead exec waits for an agent that answers; start goes on without."""
+    launch_it(session)
+    record = session.require("c")
+    for host in lab.hosts.values():
+        host.reboot()
+    leave(session, "cancel", record, job_ids=[1], process="elsewhere 0 1")
+    session.clock = lambda: 4e9
+    assert only(reconcile(session)).done is Settled.KEPT
+    assert lifecycle.start(session, "c").status is ClusterStatus.UP
+    assert only(reconcile(session)).done is Settled.NOTED
+
+
+def test_a_cluster_that_an_operation_is_on_is_told_as_busy(session: Session, lab: ScriptedLab):
+    """reconcile() waits for nobody, and leaves living operations alone."""
+    home = session.home.root
+
+    def stop_slowly(child: Child) -> None:
+        other = open_session(home, lab)
+        with other.hold("c", "stop"), other.intent("stop", "c"):
+            child.say(b"h")
+            child.wait_for_go()
+
+    child = Child(stop_slowly)
+    child.heard()
+    done = only(reconcile(session))
+    child.go()
+    child.ended()
+    assert (done.done, done.operation) == (Settled.BUSY, "stop")
+    assert f"pid {child.pid}" in done.why
+    assert reconcile(session) == []
+
+
+def test_only_the_clusters_that_are_named_are_settled(session: Session):
+    """names limits it; a name that has nothing left, or is none, is no error."""
+    for name in ("a", "b"):
+        leave(session, "launch", None, name, new=True)
+    assert only(reconcile(session, ["b", "nobody"])).cluster == "b"
+    assert [intent.cluster for intent in session.store.open_intents()] == ["a"]
+
+
+def test_many_at_once_settle_each_intent_once(tmp_path: Path, lab: ScriptedLab):
+    """Several processes' worth of sessions reconcile the same clusters: one does it, the others are told it is busy."""
+    sessions = [open_session(tmp_path / "sky", lab) for _ in range(4)]
+    for name in ("a", "b", "c"):
+        leave(sessions[0], "launch", None, name, new=True)
+    found: list[Reconciled] = []
+    threads = [threading.Thread(target=lambda each=each: found.extend(reconcile(each))) for each in sessions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    settled = [each.cluster for each in found if each.done is Settled.UNDONE]
+    assert sorted(settled) == ["a", "b", "c"]
+
+
+def test_status_settles_what_is_left_when_it_asks_the_nodes_and_only_then(session: Session):
+    """Plain status is what is written; refresh finishes what a dead process began."""
+    launch_it(session)
+    leave(session, "stop", session.require("c"), was="UP")
+    assert status.status(session)[0].status is ClusterStatus.UP
+    assert session.store.open_intents() != []
+    assert status.status(session, refresh_first=True)[0].status is ClusterStatus.STOPPED
+
+
+def test_reads_do_not_wait_for_a_launch(tmp_path: Path, lab: ScriptedLab):
+    """While a launch holds the cluster, status, queue and logs answer at once, at whatever step it is."""
+    reader = open_session(tmp_path / "sky", lab)
+    seen: list[tuple[str, ClusterStatus]] = []
+
+    def look(event: Event) -> None:
+        if event.step in ("runtime.environment", "runtime.ready") and event.phase.value == "started":
+            asking = threading.Thread(target=ask, args=(event.step,))
+            asking.start()
+            asking.join(20)
+
+    def ask(step: str) -> None:
+        (record,) = status.status(reader, ["c"])
+        assert execute.queue(reader, "c") == []
+        with pytest.raises(JobNotFound):
+            joblogs.tail_logs(reader, "c")
+        seen.append((step, record.status))
+
+    launch_it(open_session(tmp_path / "sky", lab, look))
+    assert dict(seen) == {"runtime.environment": ClusterStatus.INIT, "runtime.ready": ClusterStatus.INIT}
+
+
+def test_an_outcome_shows_itself_in_one_line(session: Session):
+    """Cluster, operation, who began it and when, what was done, why, and the status now."""
+    leave(session, "launch", None, new=True)
+    shown = repr(only(reconcile(session)))
+    assert shown.startswith(f"<Reconciled 'c': launch by pid {os.getpid()} on ")
+    assert "undone, now gone: nothing is left" in shown
+    assert "\n" not in shown
