@@ -20,20 +20,24 @@ if TYPE_CHECKING:
     from skylib.client import Client
     from skylib.handles import Cluster, Job
     from skylib.models.cluster import ClusterRecord, ClusterStatus
+    from skylib.models.cost import ClusterCost
     from skylib.models.discovered import Discovered
     from skylib.models.job import JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
     from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled
     from skylib.models.resources import Resources
     from skylib.models.task import Task
+    from skylib.results import CostReport
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "skylib.client",
     "Cluster": "skylib.handles",
+    "ClusterCost": "skylib.models.cost",
     "ClusterRecord": "skylib.models.cluster",
     "ClusterStatus": "skylib.models.cluster",
+    "CostReport": "skylib.results",
     "Discovered": "skylib.models.discovered",
     "DownReceipt": "skylib.models.receipts",
     "InfraStatus": "skylib.models.receipts",
@@ -52,8 +56,10 @@ _MODULES = ("errors", "events")
 __all__ = [
     "Client",
     "Cluster",
+    "ClusterCost",
     "ClusterRecord",
     "ClusterStatus",
+    "CostReport",
     "Discovered",
     "DownReceipt",
     "InfraStatus",

@@ -17,8 +17,9 @@ from skylib.models.job import JobRecord, LogLine
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
-from skylib.ops import adopt, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.ops import adopt, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.ops.settings import Settings
+from skylib.results import CostReport
 from skylib.session import Session
 
 __all__ = ["Client"]
@@ -187,6 +188,14 @@ class Client:
         NoCapacityError (a host is held by another cluster here), ConnectError.
         """
         return adopt.adopt(self._session, name, cluster_id=cluster_id, hosts=hosts)
+
+    def cost_report(self, days: float = 30) -> CostReport:
+        """What clusters were in use for in the last days, and what that cost where their hosts have a `price_per_hour`.
+
+        A row for each life of a cluster that was in use, those that still are included up to now; no node is asked.
+        """
+        rows, since, now = cost.costs_since(self._session, days)
+        return CostReport(clusters=rows, since=since, until=now)
 
     def check(self) -> list[InfraStatus]:
         """Every infra that is configured, whether nodes can be had there, and what is wrong with which host."""

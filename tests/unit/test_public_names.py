@@ -17,8 +17,10 @@ from skylib.handles import Cluster, Job
 PUBLIC = {
     "Client",
     "Cluster",
+    "ClusterCost",
     "ClusterRecord",
     "ClusterStatus",
+    "CostReport",
     "Discovered",
     "DownReceipt",
     "InfraStatus",
@@ -41,7 +43,7 @@ CLIENT = {
     "launch": "task cluster_name * key idle_minutes_to_autostop down retry_until_up fast no_setup timeout_s",
     "exec": "task_or_command cluster_name * key",
     "plan": "task cluster_name",
-    "status": "names * refresh",
+    "status": "names * refresh timeout_s",
     "cluster": "name",
     "start": "name",
     "stop": "name",
@@ -55,6 +57,7 @@ CLIENT = {
     "download_logs": "name job_ids",
     "discover": "hosts",
     "adopt": "name * cluster_id hosts",
+    "cost_report": "days",
     "check": "",
     "close": "",
 }
