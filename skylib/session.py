@@ -54,7 +54,9 @@ _T = TypeVar("_T")
 class _Parts:
     """What a session and its tuned views share: parts made late, channels to agents, intents that they are at."""
 
-    def __init__(self, made: Mapping[str, object | None]) -> None:
+    def __init__(self, made: Mapping[str, object | None], home: SkyHome) -> None:
+        self.home = home
+        self.secured_by = 0  # the process that has looked who can reach the home
         self.lock = threading.RLock()
         self.made = {name: part for name, part in made.items() if part is not None}
         self.agents: dict[tuple[str, float], AgentClient] = {}  # by cluster_id and the time that an answer may take
@@ -62,7 +64,11 @@ class _Parts:
         _renew_in_children(self)
 
     def get(self, name: str, make: Callable[[], _T]) -> _T:
+        """Raises StateError for a home that is not private and cannot be made so."""
         with self.lock:
+            if self.secured_by != os.getpid():
+                secure_home(self.home)
+                self.secured_by = os.getpid()
             if name not in self.made:
                 self.made[name] = make()
             return cast(_T, self.made[name])
@@ -90,7 +96,7 @@ class Session:
             self._overrides["db"] = Secret(str(self._overrides["db"]))
         self._sink = events or discard
         self._relay = Relay()
-        self._parts = _Parts({"transports": transports, "store": store})
+        self._parts = _Parts({"transports": transports, "store": store}, self.home)
         self._tuned: Config | None = None
 
     def __repr__(self) -> str:
@@ -344,7 +350,7 @@ class Session:
     def _make_store(self) -> StateStore:
         if self.database is not None:
             return PostgresStore(self.database, events=self._relay)
-        return SqliteStore(self.home, locks=self.file_locks)
+        return SqliteStore(self.home, locks=self.file_locks, events=self._relay)
 
     def _make_transports(self) -> Transports:
         settings, user_config = _ssh_settings(self.config)
