@@ -94,7 +94,7 @@ class PgConnections:
 
     def read(self, action: Callable[[Connection], _T]) -> _T:
         def once(link: Link) -> _T:
-            link.simple(_READ.format(schema=self._schema))
+            self.begin_read(link)
             found = action(link)
             link.simple("COMMIT")
             return found
@@ -115,6 +115,10 @@ class PgConnections:
         finally:
             self._writers.give_back(writer)
 
+    def begin_read(self, link: Link) -> None:
+        """Begin a transaction that sees one state throughout."""
+        link.simple(_READ.format(schema=self._schema))
+
     def begin_write(self, link: Link, *, durable: bool = True) -> None:
         """Begin a transaction that no other writer is inside of."""
         sql = _WRITE.format(
@@ -129,11 +133,15 @@ class PgConnections:
         self.pool.close()
 
     def trying(
-        self, once: Callable[[Link], _T], *, unsettled: Callable[[], bool] = lambda: False, keep: bool = True
+        self,
+        once: Callable[[Link], _T],
+        *,
+        unsettled: Callable[[], bool] = lambda: False,
+        keep: Callable[[_T], bool] = lambda done: True,
     ) -> _T:
         """`once` on a connection, again while the database is away, within the bound.
 
-        Raises DatabaseUnreachable, StateError. keep: the connection is given back, else `once` has it for good.
+        Raises DatabaseUnreachable, StateError. keep: whether the connection goes back to the pool; else it stays borrowed.
         """
         began = time.monotonic()
         wait_s = 0.0
@@ -152,7 +160,7 @@ class PgConnections:
             wait_s = min(max(wait_s * 2, _FIRST_WAIT_S), _LONGEST_WAIT_S)
         raise self._given_up(problem, time.monotonic() - began, unsettled())
 
-    def _once(self, once: Callable[[Link], _T], keep: bool) -> _T:
+    def _once(self, once: Callable[[Link], _T], keep: Callable[[_T], bool]) -> _T:
         link = self.pool.borrow()
         try:
             done = once(link)
@@ -163,7 +171,7 @@ class PgConnections:
         except BaseException:
             self._roll_back(link)
             raise
-        if keep:
+        if keep(done):
             self.pool.give_back(link)
         return done
 
@@ -190,7 +198,7 @@ class PgConnections:
 
     def _given_up(self, problem: Exception, waited_s: float, unsettled: bool) -> StateError:
         if isinstance(problem, Again):
-            message = f"{self.where} refused a transaction for {waited_s:.1f} s"
+            message = f"{self.where} was busy for {waited_s:.1f} s"
             return StateError(message, retryable=True, evidence=str(problem))
         unknown = "; the last change was sent, and whether it was made is not known" if unsettled else ""
         return DatabaseUnreachable(

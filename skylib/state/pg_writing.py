@@ -16,7 +16,7 @@ from skylib.state.backend import Connection
 from skylib.state.pg_errors import Away
 from skylib.state.pg_link import Link
 
-__all__ = ["Writer", "Writers", "Writing", "check_fence", "lock_lost"]
+__all__ = ["Writer", "Writers", "Writing", "check_fence", "end_backend", "lock_lost"]
 
 _T = TypeVar("_T")
 # Only what wrote something needs a mark. A writer's name is hexadecimal digits, made here.
@@ -24,7 +24,10 @@ _COMMIT = (
     "INSERT INTO writers (writer, last, at) SELECT '{name}', {number:d}, now() WHERE txid_current_if_assigned() IS NOT NULL "
     "ON CONFLICT (writer) DO UPDATE SET last = excluded.last, at = excluded.at; COMMIT"
 )
-_FORGET_OLD = "DELETE FROM writers WHERE at < now() - interval '1 day'"
+_FORGET_OLD = (
+    "DELETE FROM writers WHERE at < now() - interval '1 day'; "
+    "DELETE FROM lock_holders WHERE backend = 0 AND since < extract(epoch FROM now() - interval '30 days')"
+)
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND backend_start::text = ?"
 
 
@@ -113,9 +116,14 @@ class Writing(Generic[_T]):
 
     def _end_broken(self, link: Link) -> None:
         """The server may not have seen yet that our connection broke, and keep its transaction and its lock for us."""
-        with contextlib.suppress(StateError):  # not allowed: it finds out by itself
-            for pid, start in self._broken:
-                link.rows(_END_BACKEND, pid, start)
+        for backend in self._broken:
+            end_backend(link, backend)
+
+
+def end_backend(link: Link, backend: tuple[int, str]) -> None:
+    """End what a broken connection of ours (Link.backend) has left on the server, if it is still there."""
+    with contextlib.suppress(StateError):  # not allowed: the server finds out by itself
+        link.rows(_END_BACKEND, *backend)
 
 
 def check_fence(link: Connection, fence: Fence) -> None:
