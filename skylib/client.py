@@ -201,6 +201,13 @@ class Client:
         """Every infra that is configured, whether nodes can be had there, and what is wrong with which host."""
         return status.check(self._session)
 
+    def forget_host_key(self, host: str) -> None:
+        """Take the key of an SSH host ("gpu1", "[gpu1]:2222") off our record: the next one that it shows is accepted once.
+
+        For a host that was installed anew. ~/.ssh/known_hosts is the user's and stays as it is.
+        """
+        self._session.host_keys.forget(host)
+
     def close(self) -> None:
         """Close connections. The client can be used again."""
         self._session.close()

@@ -11,6 +11,7 @@ import attrs
 
 import skylib
 from skylib.models.job import LogLine
+from skylib.session import Session
 from tests.testbed import Host, pool_yaml
 
 __all__ = ["Lab", "eventually", "make_lab", "ranks_text", "texts"]
@@ -59,10 +60,7 @@ class Lab:
     def assert_nothing_left(self) -> None:
         """No record, no held host, no process, no mark on any host that is up."""
         assert self.client.status() == []
-        from skylib.paths import SkyHome
-        from skylib.state.sqlite import SqliteStore
-
-        store = SqliteStore(SkyHome(self.home))
+        store = Session(self.home).store
         assert store.claims() == {}
         assert store.open_intents() == []
         store.close()
