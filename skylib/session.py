@@ -26,7 +26,7 @@ from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
 from skylib.models.task import Task
-from skylib.paths import SkyHome, default_home
+from skylib.paths import SkyHome, default_home, secure_home
 from skylib.providers.base import ProviderContext
 from skylib.providers.pool_file import Pool, read_pools
 from skylib.providers.registry import Registry
