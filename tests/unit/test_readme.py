@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import skylib
-from skylib.config.load import load_config
-from skylib.config.schema import Key, keys
+from skylib.config.layers import Origin
+from skylib.config.load import Config, load_config
+from skylib.config.schema import DATABASE, Key, keys
 from skylib.models.task import Task
 from skylib.paths import SkyHome
 from skylib.providers.pool_file import read_pools
@@ -25,7 +26,7 @@ from skylib.runtime import layout
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.rst"
 BEGIN, END = ".. settings begin\n", ".. settings end\n"
-MAX_LINES = 150  # besides the table
+MAX_LINES = 165  # besides the table
 # What a name in an example stands for.
 MEANING = {
     "client": skylib.Client,
@@ -52,8 +53,9 @@ def blocks(language: str) -> list[str]:
 
 def settings_table() -> str:
     """The table of all settings, as README shall have it."""
-    rows = [("Setting", "Default", "Meaning"), *[(f"``{key.name}``", _default(key), _meaning(key)) for key in keys()]]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows = [("Setting", "Default", "Task", "Meaning")]
+    rows += [(f"``{key.name}``", _default(key), "yes" if key.per_task else "", _meaning(key)) for key in (DATABASE, *keys())]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     rule = "  ".join("=" * width for width in widths)
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(["", rule, lines[0], rule, *lines[1:], rule, "", ""])
@@ -168,6 +170,8 @@ def test_yaml_blocks_are_read_by_skylib(tmp_path: Path) -> None:
             ]
         else:
             assert load_config(home, environ={}, cwd=tmp_path).ssh.connect_timeout_s == 5
+        if name == "task.yaml":
+            assert Config().tuned(Task.from_yaml(tmp_path / name).config, lambda path: Origin(source=name)) != Config()
         seen.append(name)
     assert seen == ["task.yaml", "ssh_node_pools.yaml", "config.yaml"]
 
