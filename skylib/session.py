@@ -37,6 +37,7 @@ from skylib.runtime.layout import NodeLayout
 from skylib.runtime.teardown import layout_of
 from skylib.runtime.wheelhouse import Wheelhouse
 from skylib.state import intents
+from skylib.state.advisory import AdvisoryKeeper
 from skylib.state.base import IntentRecord, StateStore
 from skylib.state.postgres import PostgresStore
 from skylib.state.shared import StoredHostKeys
@@ -148,7 +149,7 @@ class Session:
     @property
     def locks(self) -> Locks:
         """Of what everybody shares who shares the state: clusters, pools, configuration."""
-        return self._part("locks", lambda: Locks(self.home))
+        return self._part("locks", self._make_locks)
 
     @property
     def file_locks(self) -> Locks:
@@ -329,13 +330,15 @@ class Session:
         with self._parts.lock:
             agents = list(self._parts.agents.values())
             self._parts.agents.clear()
-            transports, store = self._parts.made.get("transports"), self._parts.made.get("store")
+            transports, store, locks = (self._parts.made.get(name) for name in ("transports", "store", "locks"))
         for agent in agents:
             agent.close()
         if isinstance(transports, Transports):
             transports.close()
         if store is not None:
             cast(StateStore, store).close()
+        if isinstance(locks, Locks):
+            locks.close()
 
     def _part(self, name: str, make: Callable[[], _T]) -> _T:
         return self._parts.get(name, make)
@@ -346,6 +349,11 @@ class Session:
         if config.database != self.database:
             raise ConfigError("db is another one than when this client was made", key="db", hint="make a new Client")
         return config
+
+    def _make_locks(self) -> Locks:
+        if self.database is not None:
+            return Locks(self.home, keeper=AdvisoryKeeper(self.database, events=self._relay))
+        return Locks(self.home)
 
     def _make_store(self) -> StateStore:
         if self.database is not None:
