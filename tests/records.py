@@ -10,7 +10,7 @@ from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, 
 from skylib.models.job import JobRecord, JobStatus
 from skylib.models.node import Gpu, HostAddress
 
-__all__ = ["cluster_record", "cluster_records", "job_record", "job_records", "node_record", "node_records"]
+__all__ = ["cluster_record", "cluster_records", "job_record", "job_records", "json_values", "node_record", "node_records"]
 
 
 def node_record(rank: int = 0, **fields: Any) -> NodeRecord:
@@ -59,7 +59,7 @@ def job_record(job_id: int = 1, status: JobStatus = JobStatus.RUNNING, **fields:
 
 _text = st.text(max_size=20)
 _number = st.floats(allow_nan=False, allow_infinity=False)
-_json = st.recursive(
+json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | _number | _text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
     max_leaves=8,
@@ -102,7 +102,7 @@ cluster_records = st.builds(
     num_nodes=st.integers(1, 100),
     launched_at=_number,
     nodes=st.lists(node_records, max_size=3).map(tuple),
-    resources=st.dictionaries(_text, _json, max_size=3),
+    resources=st.dictionaries(_text, json_values, max_size=3),
     ray_port=st.integers(0, 65535),
     dashboard_port=st.integers(0, 65535),
     ray_version=_text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +30,8 @@ def opened_stores(kind: str, folder: Path) -> Iterator[Opener]:
     opened: list[StateStore] = []
     url = shared_server().new_database() if kind == "postgres" else ""
 
-    def opener(**options: Callable[[], float]) -> StateStore:
-        store = _open(kind, folder, url, **options)
+    def opener(clock: Callable[[], float] = time.time) -> StateStore:
+        store = _open(kind, folder, url, clock)
         opened.append(store)
         return store
 
@@ -41,9 +42,9 @@ def opened_stores(kind: str, folder: Path) -> Iterator[Opener]:
             store.close()
 
 
-def _open(kind: str, folder: Path, url: str, **options: Callable[[], float]) -> StateStore:
+def _open(kind: str, folder: Path, url: str, clock: Callable[[], float]) -> StateStore:
     if kind == "postgres":
-        return PostgresStore(url, **options)
+        return PostgresStore(url, clock=clock)
     if kind == "sqlite":
-        return SqliteStore(SkyHome(folder / "home"), **options)
+        return SqliteStore(SkyHome(folder / "home"), clock=clock)
     raise ValueError(f"no such kind of store: {kind}")

@@ -145,7 +145,7 @@ def test_settle_refuses_fields_that_are_not_the_callers(store: StateStore, field
     """Identity does not change, and a misspelled field is no silent success."""
     record = store.begin_launch(cluster_record())
     with pytest.raises((TypeError, ClusterNotFound)):
-        store.settle("train", ClusterStatus.UP, at=1.0, **{field: "x"})
+        store.settle("train", ClusterStatus.UP, at=1.0, **{field: "x"})  # type: ignore[arg-type]
     assert store.cluster("train") == record
 
 
@@ -260,6 +260,35 @@ def test_history_since_leaves_out_what_ended_before(store: StateStore) -> None:
     assert [life.cluster_id for life in store.history(since=200.0)] == ["life3", "life2"]
 
 
+def test_clusters_of_one_moment_come_in_the_order_of_their_launches(store: StateStore) -> None:
+    """The later one first, among clusters that exist, in history, and in its jobs; a new status changes no order."""
+    for name in ("b", "a", "c"):
+        store.begin_launch(cluster_record(name))
+    store.settle("a", ClusterStatus.UP, at=110.0)
+    assert [record.name for record in store.clusters()] == ["c", "a", "b"]
+    for number in (2, 1):
+        store.begin_launch(cluster_record("train", f"life{number}"))
+        store.save_jobs(f"life{number}", [job_record(1, name=str(number))])
+        store.remove_cluster("train", at=110.0)
+    assert [life.cluster_id for life in store.history()] == ["life1", "life2", "c-1", "a-1", "b-1"]
+    assert [job.name for job in store.jobs("train")] == ["1", "2"]
+
+
+def test_history_of_one_name(store: StateStore) -> None:
+    """Its lives alone, each with its own usage; together with `since` both hold."""
+    for name, number in [("train", 1), ("other", 1), ("train", 2)]:
+        store.begin_launch(cluster_record(name, f"{name}{number}", launched_at=100.0 * number))
+        store.settle(name, ClusterStatus.UP, at=100.0 * number + 1)
+        store.remove_cluster(name, at=100.0 * number + 2)
+    lives = store.history(name="train")
+    assert [(life.cluster_id, life.intervals) for life in lives] == [
+        ("train2", (UsageInterval(start=201.0, end=202.0),)),
+        ("train1", (UsageInterval(start=101.0, end=102.0),)),
+    ]
+    assert [life.cluster_id for life in store.history(200.0, name="train")] == ["train2"]
+    assert store.history(name="zz") == []
+
+
 def test_jobs_are_kept_after_the_cluster_is_gone(store: StateStore) -> None:
     """And can still be written: the last look at a job may come after the row is gone."""
     store.begin_launch(cluster_record())
@@ -348,6 +377,35 @@ def test_small_values_are_kept_as_json(store: StateStore, open_store: Opener) ->
     assert store.config_get("key") is False
     store.config_set("key", None)
     assert store.config_get("key") is None
+
+
+def test_the_first_value_of_a_key_stands(store: StateStore, open_store: Opener) -> None:
+    """config_add says which one that is, whoever kept it; nothing is no value."""
+    assert store.config_add("key", None) is None
+    assert store.config_add("key", {"by": ["first"]}) == {"by": ["first"]}
+    assert open_store().config_add("key", "second") == {"by": ["first"]}
+    assert store.config_add("key", None) == {"by": ["first"]}
+    assert store.config_get("key") == {"by": ["first"]}
+
+
+def test_of_racing_first_values_one_stands(open_store: Opener) -> None:
+    """Six processes add the same key: all are told the same value."""
+
+    def work(number: int) -> Callable[[], bytes]:
+        return lambda: json.dumps(open_store().config_add("identity", number)).encode()
+
+    said = run_at_once([work(number) for number in range(6)])
+    assert set(said) == {json.dumps(open_store().config_get("identity")).encode()}
+
+
+def test_values_are_found_by_the_beginning_of_their_key(store: StateStore) -> None:
+    """Letter by letter: no character of the prefix means anything else, and case counts."""
+    for key in ("pools/b", "pools/a", "Pools/c", "pools%", "pool", "pools_/d", "pools/ü"):
+        store.config_set(key, key)
+    assert list(store.config_items("pools/").items()) == [(key, key) for key in ("pools/a", "pools/b", "pools/ü")]
+    assert list(store.config_items("pools_")) == ["pools_/d"]
+    assert store.config_items("zz") == {}
+    assert len(store.config_items("")) == 7
 
 
 def test_what_is_no_json_is_refused(store: StateStore) -> None:
@@ -549,3 +607,73 @@ def test_records_are_independent_of_the_callers_objects(store: StateStore) -> No
     found = store.cluster("train")
     assert found is not None
     assert found.resources == {"cpus": "4+"}
+
+
+def test_what_a_caller_does_to_a_record_is_not_in_the_next_one(store: StateStore) -> None:
+    """Though a store need not decode again what has not changed."""
+    store.begin_launch(cluster_record())
+    for _ in range(3):
+        (found,) = store.clusters()
+        assert found == cluster_record()
+        assert isinstance(found.resources, dict)
+        found.resources["any_of"].append("mine")
+        found.resources["cpus"] = "8+"
+
+
+def test_every_change_is_in_the_next_status(store: StateStore, open_store: Opener) -> None:
+    """Of this store and of another on the same state: nothing is remembered that is not so any more."""
+    other = open_store()
+    for number in range(20):
+        store.begin_launch(cluster_record(f"c{number}"))
+    assert len(store.clusters()) == len(other.clusters()) == 20
+    other.settle("c3", ClusterStatus.UP, at=110.0)
+    other.remove_cluster("c4", at=110.0)
+    seen = {record.name: record.status for record in store.clusters()}
+    assert (len(seen), seen["c3"], "c4" in seen) == (19, ClusterStatus.UP, False)
+
+
+def test_what_is_old_can_be_dropped(open_store: Opener) -> None:
+    """Events and settled intents. Open intents stay, and history, and the last event of a cluster that exists."""
+    now = [0.0]
+    store = open_store(clock=lambda: now[0])
+    for name in ("gone", "here"):
+        store.begin_launch(cluster_record(name))
+        store.settle(name, ClusterStatus.UP, at=110.0)
+    store.remove_cluster("gone", at=120.0)
+    settled, left_open, newest = (store.begin_intent(operation, "here") for operation in ("launch", "exec", "stop"))
+    store.settle_intent(settled, "done")
+    store.settle_intent(newest, "done")
+    now[0] = 200.0
+    store.settle_intent(store.begin_intent("down", "here"), "done")
+    store.add_event("here", "note", at=200.0, cluster_id="here-1")
+    before = store.history()
+    assert store.prune(100.0) == 2
+    assert store.prune(150.0) == 5
+    assert store.prune(150.0) == 0
+    assert [event.at for event in store.events("here")] == [200.0]
+    assert store.events("gone") == []
+    assert [intent.intent_id for intent in store.open_intents()] == [left_open]
+    assert store.history() == before
+    store.prune(1000.0)
+    assert [event.at for event in store.events("here")] == [200.0]
+    assert store.begin_intent("start", "here") > newest + 1
+
+
+def test_the_store_drops_by_itself_what_is_30_days_old(open_store: Opener) -> None:
+    """Once a day, with an intent; however much there is, no single intent waits for all of it."""
+    now = [0.0]
+    day = 86400.0
+    store = open_store(clock=lambda: now[0])
+    store.settle_intent(store.begin_intent("launch", "train"), "done")
+    for number in range(600):
+        store.add_event("train", "tick", at=float(number))
+    now[0] = 29 * day
+    store.begin_intent("exec", "train")
+    assert len(store.events("train", limit=1000)) == 600
+    now[0] = 31 * day
+    store.begin_intent("exec", "train")
+    left = len(store.events("train", limit=1000))
+    assert 0 < left < 600
+    store.begin_intent("exec", "train")
+    assert store.events("train", limit=1000) == []
+    assert len(store.open_intents()) == 3

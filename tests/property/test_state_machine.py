@@ -27,10 +27,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
+        self.now = 0.0
         self.stack = ExitStack()
         folder = self.stack.enter_context(TemporaryDirectory())
         self.store = self.stack.enter_context(opened_stores(self.kind, Path(folder)))(clock=lambda: self.now)
-        self.now = 0.0
         self.alive: dict[str, tuple[str, ClusterStatus]] = {}
         self.over: set[str] = set()
         self.held: dict[str, str] = {}
