@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skylib.config.layers import Origin, leaves, located, merge, plain
+from skylib.config.layers import Layer, Origin, leaves, located, merge, plain
 
 _keys = st.sampled_from("abc")
 _values = st.integers() | st.text(max_size=3) | st.none() | st.lists(st.integers(), max_size=3)
@@ -42,6 +42,25 @@ def test_every_leaf_keeps_its_origin(base: dict[str, object], over: dict[str, ob
     upper = dict(leaves(located(over, _TWO)))
     for path, setting in leaves(merge(located(base, _ONE), located(over, _TWO))):
         assert setting.origin is (_TWO if path in upper else _ONE)
+
+
+@given(_trees, _trees, _trees)
+def test_merging_is_associative(first: dict[str, object], second: dict[str, object], third: dict[str, object]) -> None:
+    """Layers may be put together from below or from above, origins included."""
+    one, two, three = located(first, _ONE), located(second, _TWO), located(third, _THREE)
+    assert merge(merge(one, two), three) == merge(one, merge(two, three))
+
+
+@given(st.lists(_trees, max_size=5))
+def test_the_last_layer_that_has_a_leaf_decides_it(trees: list[dict[str, object]]) -> None:
+    """Its value and its origin; unless a later one has no map where the leaf's map was."""
+    layers = [located(tree, Origin(source=str(number))) for number, tree in enumerate(trees)]
+    merged: Layer = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    for path, setting in leaves(merged):
+        owners = [layer for layer in layers if path in dict(leaves(layer))]
+        assert setting == dict(leaves(owners[-1]))[path]
 
 
 @given(_trees, _trees)

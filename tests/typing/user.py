@@ -22,6 +22,7 @@ def tasks() -> Iterator[Task]:
     """Tasks from code, from a file and from text, with the forms that YAML takes."""
     yield Task(run="echo hello", resources=Resources(infra="ssh/lab", accelerators="A100:8", cpus="4+", memory="16+"))
     yield Task(run="echo hello", num_nodes=2, envs={"A": "1"}, secrets={"TOKEN": "x"}, workdir=".", name="hello")
+    yield Task(run="echo hello", config={"provision": {"timeout_s": 1800}})
     yield Task(run="echo hello", resources=Resources(cpus=2, memory=4.5, accelerators={"A100": 8}, ports=[8080]))
     yield Task(file_mounts={"~/data": "./data"}, setup="true", run="true", resources=Resources(infra="local"))
     yield Task.from_yaml("task.yaml")
@@ -68,6 +69,17 @@ def verbs(client: Client) -> None:
     client.cancel("train", [3, 4])
 
 
+def settings(client: Client) -> None:
+    """Settings are typed, section by section."""
+    assert_type(client.config.ssh.keepalive_s, float)
+    assert_type(client.config.runtime.source, str)
+    explained = client.config.set("ssh.keepalive_s", 5)
+    assert_type(explained.key, str)
+    assert_type(explained.hides[0].origin.line, int | None)
+    assert_type(str(client.config.unset("ssh.keepalive_s")), str)
+    assert_type(client.config.reload().ssh.keepalive_s, float)
+
+
 def cluster(client: Client) -> None:
     """What a handle gives."""
     handle = client.cluster("train")
@@ -102,4 +114,5 @@ def main() -> None:
         for task in tasks():
             launch_and_watch(client, task)
         verbs(client)
+        settings(client)
         cluster(client)

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from skylib.errors import ClusterNotFound
+from skylib.client import Client
+from skylib.errors import ClusterNotFound, ConfigError
 from skylib.events import Event
 from skylib.models.node import HostAddress
+from skylib.models.task import Task
 from skylib.runtime.layout import NodeLayout
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
+from tests.processes import Child
 
 
 def test_each_verb_has_a_journal_of_its_own(tmp_path: Path):
@@ -172,6 +175,91 @@ def test_a_child_forked_while_the_session_is_locked_can_use_it(tmp_path: Path):
     thread.join()
     assert not stuck
     assert child.exitcode == 0
+
+
+def _task(text: str) -> Task:
+    return Task.from_yaml_str(f"run: x\nconfig:\n{text}", file="task.yaml")
+
+
+def test_a_tasks_settings_are_those_of_its_own_view(tmp_path: Path):
+    """The view has the task's values with file and line; the session it comes from keeps its own."""
+    session = Session(tmp_path / "sky", config={"provision": {"timeout_s": 5}})
+    view = session.tuned(_task("  provision: {timeout_s: 7}\n  runtime:\n    python: '3.9'\n"))
+    assert (view.config.provision.timeout_s, view.config.runtime.python) == (7.0, "3.9")
+    assert (session.config.provision.timeout_s, session.config.runtime.python) == (5.0, "")
+    explained = view.config.explain("provision.timeout_s")
+    assert str(explained.origin) == "task.yaml, line 3"
+    assert [str(each.origin) for each in explained.hides] == ["Client(config=...)"]
+    assert str(view.config.explain("runtime.python").origin) == "task.yaml, line 5"
+    inline = session.tuned(Task(run="x", config={"locks": {"timeout_s": 1}}))
+    assert str(inline.config.explain("locks.timeout_s").origin) == "Task(config=...)"
+
+
+def test_a_tuned_view_shares_everything_else(tmp_path: Path):
+    """Store, locks, transports and the channels to agents; a task without settings has no view of its own."""
+    session = Session(tmp_path / "sky")
+    assert session.tuned(Task(run="x")) is session
+    assert session.tuned(Task(run="x", config={"provision": None})).config == session.config
+    view = session.tuned(_task("  provision: {timeout_s: 7}\n"))
+    transport, layout = view.transport(HostAddress(kind="local")), NodeLayout(root=str(tmp_path))
+    agent = view.new_agent("train", "id-1", transport, "/bin/true", layout)
+    assert session.new_agent("train", "id-1", transport, "/bin/true", layout) is agent
+    assert (view.store, view.locks, view.transports) == (session.store, session.locks, session.transports)
+    with view.intent("launch", "train"):
+        assert session.left_intents("train") == []
+    patient = session.tuned(_task("  agent: {call_timeout_s: 0.5}\n"))
+    assert patient.new_agent("train", "id-1", transport, "/bin/true", layout).call_timeout_s == 0.5
+    assert agent.call_timeout_s == 60.0
+
+
+def test_a_forked_child_can_use_a_view_whose_session_was_locked(tmp_path: Path):
+    """Session and view share one lock, and a child has a new one in both."""
+    session = Session(tmp_path / "sky")
+    view = session.tuned(_task("  provision: {timeout_s: 7}\n"))
+    with session._parts.lock:
+        child = Child(lambda child: [view.locks, session.locks, view.store.clusters()].clear())
+        assert child.ended(timeout_s=20) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "words"),
+    [
+        ("  ssh:\n    parallel: 3\n", 4, "ssh.parallel", "set it in config.yaml"),
+        ("  logs: {keep: 3}\n", 3, "logs.keep", "a task may have provision.timeout_s"),
+        ("  provision:\n    timeout: 3\n", 4, "provision.timeout", "nearest valid one is 'provision.timeout_s'"),
+        ("  kubernetes: {pod_config: {}}\n", 3, "kubernetes", "unknown key 'kubernetes'"),
+        ("  provision: {timeout_s: 0}\n", 3, "provision.timeout_s", "at least 1"),
+        ("  provision: [1]\n", 3, "provision", "a map of settings, not a list"),
+        ("  runtime: {python: 3.9}\n", 3, "runtime.python", "text, not 3.9"),
+        ("  db: postgresql://h/x\n", 3, "db", "cannot be set here"),
+    ],
+)
+def test_what_a_task_cannot_set_is_refused_with_its_place(tmp_path: Path, text: str, line: int, key: str, words: str):
+    """File, line and key, as for every other layer; and what to do about our keys that a task cannot have."""
+    with pytest.raises(ConfigError) as caught:
+        Session(tmp_path / "sky").tuned(_task(text))
+    assert (caught.value.file, caught.value.line, caught.value.key) == ("task.yaml", line, key)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["launch", "plan", "exec"])
+def test_every_verb_that_takes_a_task_looks_at_its_settings_first(tmp_path: Path, verb: str):
+    """Nothing is begun with a task whose config is wrong."""
+    client = Client(tmp_path / "sky")
+    task = Task(run="x", config={"ssh": {"parallel": 3}})
+    with pytest.raises(ConfigError, match="holds for all tasks of a home"):
+        getattr(client, verb)(task, "train")
+    assert client.status() == []
+
+
+def test_new_connections_follow_settings_that_were_changed(tmp_path: Path):
+    """A host that is known already is reached as the client is set now."""
+    client = Client(tmp_path / "sky")
+    transport = client._session.transport(HostAddress(kind="ssh", host="10.0.0.1"))
+    client.config.set("ssh.connect_timeout_s", 3)
+    assert transport.settings.connect_timeout_s == 3.0
+    other = client._session.transport(HostAddress(kind="ssh", host="10.0.0.2"))
+    assert other.settings.connect_timeout_s == 3.0
 
 
 def test_the_time_for_an_answer_of_the_agent_is_the_configured_one(tmp_path: Path):
