@@ -59,9 +59,17 @@ class Opener:
 
         Raises Suspect, Moved, MigrationError, StateError, sqlite3.Error, OSError.
         """
-        path = self._home.state_db
         secure_home(self._home)
-        file = identity(path) or self._make()
+        file = identity(self._home.state_db) or self._make()
+        try:
+            return self._open(file, wait_s)
+        except (FileNotFoundError, sqlite3.Error) as error:
+            if identity(self._home.state_db) != file:
+                raise Moved(str(self._home.state_db)) from error
+            raise
+
+    def _open(self, file: FileId, wait_s: float) -> tuple[sqlite3.Connection, FileId, bool]:
+        path = self._home.state_db
         torn = is_torn(path)
         if torn:
             raise Suspect(torn, file, None)

@@ -1,4 +1,4 @@
-"""The power goes: a store's files as they stood at some moment, cut off anywhere, open as a state that once was, or not at all.
+"""The power goes: files of a store at work, cut off anywhere, open as a state that once was, or not at all.
 
 The writer is stopped in the middle of its work and its files are copied. Of the log, what SQLite has copied into the
 main file was synced before (that is SQLite's rule), so a power cut keeps it; all that came later may be cut off, or have
@@ -133,12 +133,15 @@ def _wait_for_work(root: Path, chance: random.Random) -> None:
 def _check(root: Path, *, most: int | None, seen: Counter[str]) -> int:
     """Open what is there: the number of the state that it shows. 'damaged' counts as none."""
     with closing(_connections(root)) as connections:
+        saved: tuple[str, ...] | None = None
         try:
             number, entries = connections.read(_state)
         except StoreDamaged as damaged:
+            saved = damaged.saved
+        if saved is not None:
             seen["moved aside"] += 1
-            assert all(Path(saved).exists() for saved in damaged.saved)
-            assert damaged.saved
+            assert saved
+            assert all(Path(path).exists() for path in saved)
             assert connections.read(_state) == (-1, []), "the next call works on a new store"
             return -1
     if number >= 0:
