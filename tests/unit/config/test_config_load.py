@@ -91,6 +91,59 @@ def test_every_value_knows_where_it_came_from(home: SkyHome) -> None:
     assert explained.meaning in str(explained)
 
 
+def test_what_a_value_hides_is_told(home: SkyHome) -> None:
+    """Every layer that has the key, the nearest first; none where only one has it."""
+    config = _load(
+        home,
+        "ssh: {keepalive_s: 1}\nlogs: {keep: 2}\n",
+        project="ssh: {keepalive_s: 2}\n",
+        overrides={"ssh": {"keepalive_s": 3}},
+    )
+    explained = config.explain("ssh.keepalive_s")
+    assert [each.value for each in explained.hides] == [2.0, 1.0]
+    assert "from Client(config=...), which hides 2.0 from " in str(explained)
+    assert config.explain("logs.keep").hides == ()
+
+
+def test_a_database_stands_in_the_files_place(home: SkyHome) -> None:
+    """Its layer comes before the project's, with host and name as its origin; it is checked alike."""
+    db = "postgresql://ann:hunter2@db.example/state"
+    cwd = home.root / "project"
+    cwd.mkdir()
+    (cwd / ".sky.yaml").write_text("ssh: {keepalive_s: 2}\n")
+    home.config.write_text(f"db: {db}\n")
+    stored = {"ssh": {"keepalive_s": 1, "parallel": 3}}
+    config = load_config(home, environ={}, cwd=cwd, stored=stored)
+    assert (config.ssh.keepalive_s, config.ssh.parallel) == (2.0, 3)
+    assert str(config.explain("ssh.parallel").origin) == "database db.example/state"
+    for wrong, words in (({"shs": {}}, "unknown key 'shs'"), ([1], "expected a map of settings, got a list")):
+        with pytest.raises(ConfigError, match=f"^database db.example/state: {words}"):
+            load_config(home, environ={}, cwd=cwd, stored=wrong)
+
+
+@pytest.mark.parametrize("layer", ["file", "project"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n", "ssh:\n", "ssh: &a {}\nlogs: *a\n", "\ufeff"])
+def test_layers_that_say_nothing(home: SkyHome, layer: str, text: str) -> None:
+    """Empty documents, sections and aliases of these, in each file."""
+    assert _load(home, text if layer == "file" else None, project=text if layer == "project" else None) == Config()
+
+
+@pytest.mark.parametrize("content", [b"ssh:\n  parallel: \xff\n", b"ssh: {}\nssh: {}\n", b"shs: 1\n", b"ssh: {<<: {}}\n"])
+def test_the_project_file_is_read_as_strictly(home: SkyHome, content: bytes) -> None:
+    """Bytes that are no text, duplicate and unknown keys, merge keys: each with the file's name and line."""
+    (home.root / ".sky.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"\.sky\.yaml, line [12]: ") as caught:
+        load_config(home, environ={}, cwd=home.root)
+    assert caught.value.file == str(home.root / ".sky.yaml")
+
+
+@pytest.mark.parametrize("overrides", [{1: {}}, {"ssh": {1: 2}}, {"ssh": [1]}, {"ssh": {"parallel": None}}, {"shs": 1}])
+def test_overrides_of_any_shape_are_refused_by_type(home: SkyHome, overrides: dict[str, object]) -> None:
+    """ConfigError, whatever the caller hands over."""
+    with pytest.raises(ConfigError, match=r"^Client\(config=\.\.\.\): "):
+        _load(home, overrides=overrides)
+
+
 def test_an_unknown_key_cannot_be_explained() -> None:
     """The nearest one is named."""
     with pytest.raises(ConfigError, match=r"ssh\.keepalive_s"):

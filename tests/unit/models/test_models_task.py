@@ -294,6 +294,24 @@ def test_text_that_looks_like_a_number_or_date_elsewhere():
     assert task.config == {"1": "one", "~": "tilde"}
 
 
+def test_settings_of_a_task_know_their_lines():
+    """They compare, print and travel as plain ones; file and lines stay until other settings take their place."""
+    text = "run: x\nconfig:\n  provision:\n    timeout_s: 1800\n  runtime: {python: '3.9'}\n"
+    task = Task.from_yaml_str(text, file="t.yaml")
+    plain = Task(run="x", config={"provision": {"timeout_s": 1800}, "runtime": {"python": "3.9"}})
+    assert task == plain
+    assert hash(task) == hash(plain)
+    assert repr(task) == repr(plain)
+    for again in (task, pickle.loads(pickle.dumps(task)), attrs.evolve(task, run="y")):
+        assert again.config.file == "t.yaml"
+        assert {path: again.config.lines[path] for path in [("provision",), ("provision", "timeout_s")]} == {
+            ("provision",): 3,
+            ("provision", "timeout_s"): 4,
+        }
+    assert not hasattr(attrs.evolve(task, config={"provision": {"timeout_s": 1}}).config, "lines")
+    assert Task.from_yaml_str(task.to_yaml()) == task
+
+
 def test_envs_from_outside_come_on_top():
     """envs= replaces and adds, before variables are put in."""
     task = parse("workdir: ~/$A-$B\nenvs: {A: 1}", envs={"A": 2, "B": "x"})
