@@ -117,7 +117,7 @@ class Settings:
                 self._write_file(key, value)
             else:
                 self._write_database(key, value)
-        return session.reload_config().explain(key)
+            return session.reload_config().explain(key)  # under the lock: of two threads the later write is seen last
 
     def _write_file(self, key: str, value: object) -> None:
         path = self._session.home.config
