@@ -27,6 +27,7 @@ class MemberState(str, Enum):
     NOT_ASKED = "not asked"
     UNMARKED = "unmarked"
     OTHER = "other"
+    LOST = "lost"
 
 
 class ClusterHealth(str, Enum):
@@ -82,7 +83,7 @@ class Discovered:
 
     @property
     def answered(self) -> tuple[str, ...]:
-        """Hosts whose cluster.json is this cluster's."""
+        """Hosts of the members whose cluster.json is this cluster's."""
         return tuple(each.host for each in self.members if each.state is MemberState.ANSWERED)
 
     @property

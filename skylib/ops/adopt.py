@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 import attrs
 
 from skylib.errors import ClusterBusy, ClusterNotFound, InvalidSpecError, SkyError
 from skylib.events import EventSink, span
 from skylib.jobs import polling
-from skylib.models.cluster import ClusterRecord, ClusterStatus, check_cluster_name
+from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord, check_cluster_name
 from skylib.models.discovered import Discovered, DiscoveredMember, MemberState
 from skylib.ops.discover import Survey, ask, survey, with_health
 from skylib.ops.holding import hold
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.marks import Place, merge, record_of
 from skylib.ops.status import status
-from skylib.runtime.mark_owner import change_owner
+from skylib.runtime.adopted import change_owner, restore_files
 from skylib.session import Session
 from skylib.state.transitions import no_capacity
 from skylib.transport.fanout import fanout
@@ -116,12 +117,14 @@ def _place(member: DiscoveredMember, found: Discovered) -> Place:
 
 def _take_up(session: Session, found: Discovered, events: EventSink) -> ClusterRecord:
     """Written down with its hosts before anything else: usage in this home begins now, when it is up."""
-    record = record_of(found, at=session.clock(), owner=session.user_hash)
+    record = _with_pythons(record_of(found, at=session.clock(), owner=session.user_hash), found)
     _refuse_unfit(session, record)
     with session.intent("adopt", record.name, cluster_id=record.cluster_id):
         with span(events, "adopt.claim", cluster=record.name, status=record.status.value):
             session.store.begin_launch(record)
             _claim(session, record)
+        with span(events, "adopt.files", cluster=record.name) as step:
+            step.note(problems=_restore(session, record, found))
         with span(events, "adopt.jobs", cluster=record.name) as step:
             step.note(missing=_bring_jobs(session, record, found))
         with span(events, "adopt.marks", cluster=record.name) as step:
@@ -169,20 +172,39 @@ def _bring_jobs(session: Session, record: ClusterRecord, found: Discovered) -> s
 
 def _own(session: Session, record: ClusterRecord, found: Discovered) -> dict[str, str]:
     """Nodes that answered name this home from now on; why others do not, by host."""
-    ours = {each.rank for each in found.members if each.state is MemberState.ANSWERED}
-    nodes = [node for node in record.nodes if node.rank in ours]
-    home = str(session.home.root)
 
-    def change(rank: int) -> None:
-        node = record.nodes[rank]
+    def change(node: NodeRecord) -> None:
+        home = str(session.home.root)
         change_owner(session.transport(node.address), node, record.cluster_id, owner=record.owner, home=home)
 
-    outcomes = fanout(change, [node.rank for node in nodes], limit=session.config.ssh.parallel)
-    problems: dict[str, str] = {}
-    for outcome in outcomes:
-        if outcome.error is not None:
-            if not isinstance(outcome.error, SkyError):
-                raise outcome.error
-            problems[record.nodes[outcome.item].host] = outcome.error.message
-    return problems
+    return _on_each(session, record, found, MemberState.ANSWERED, change)
 
+
+def _with_pythons(record: ClusterRecord, found: Discovered) -> ClusterRecord:
+    """Of a `local` cluster whose files are gone its Python is, too: the one that runs this ends what runs of it."""
+    if record.infra != "local" or os.path.exists(record.head.python):
+        return record
+    return attrs.evolve(record, nodes=tuple(attrs.evolve(node, python=sys.executable) for node in record.nodes))
+
+
+def _restore(session: Session, record: ClusterRecord, found: Discovered) -> dict[str, str]:
+    """Nodes whose files are gone get those that end and start a cluster; what could not be had, by host."""
+
+    def restore(node: NodeRecord) -> None:
+        restore_files(session.transport(node.address), node, record, home=str(session.home.root), user=session.user)
+
+    return _on_each(session, record, found, MemberState.LOST, restore)
+
+
+def _on_each(
+    session: Session, record: ClusterRecord, found: Discovered, state: MemberState, act: Callable[[NodeRecord], None]
+) -> dict[str, str]:
+    """Errors of nodes, by host; one that has trouble keeps no cluster from being known."""
+    nodes = [record.nodes[each.rank] for each in found.members if each.state is state]
+    problems: dict[str, str] = {}
+    for outcome in fanout(act, nodes, limit=session.config.ssh.parallel):
+        if isinstance(outcome.error, SkyError):
+            problems[outcome.item.host] = outcome.error.message
+        else:
+            outcome.get()
+    return problems

@@ -49,12 +49,13 @@ class Merged:
 
 @attrs.frozen(kw_only=True)
 class _Sighting:
-    """One cluster.json where it stands. root: the node's."""
+    """One cluster.json. root: the node's. lost: it is not there, but Ray's temp dir has the same."""
 
     mark: ClusterMark
     answer: Answer
     look: Look
     root: Root
+    lost: bool = False
 
     @property
     def rank(self) -> int | None:
@@ -88,8 +89,6 @@ def merge(answers: Sequence[Answer], places: Sequence[Place], *, known: Iterable
         broken += [mark for mark in answer.look.temp_marks if mark.mark is None and answer.local]
         if broken:
             problems[name] = "; ".join(f"{mark.path}: {mark.problem}" for mark in broken)
-        elif not own and (lost := _lost(answer, answer.look)):
-            problems[name] = lost
         for sighting in own:
             sightings.setdefault(sighting.mark.cluster_id, []).append(sighting)
     ids = frozenset(known)
@@ -114,25 +113,21 @@ def _each_machine_once(answers: Sequence[Answer]) -> list[Answer]:
 
 def _own_marks(answer: Answer, look: Look) -> Iterable[_Sighting]:
     """The marks that are about this infra: an account may be an SSH host of somebody, and have a `local` cluster."""
+    stands = False
     for root in look.roots.values():
-        if root.mark is None or root.mark.mark is None:
-            continue
-        if (root.mark.mark.infra == "local") == answer.local:
+        stands = stands or root.mark is not None
+        if root.mark is not None and root.mark.mark is not None and _is_about(root.mark.mark, answer):
             yield _Sighting(mark=root.mark.mark, answer=answer, look=look, root=root)
+    for found in () if stands else look.temp_marks:
+        if found.mark is not None and _is_about(found.mark, answer):
+            for member in found.mark.members:
+                if answer.local or (member.root == look.home and member.rank == found.mark.rank):
+                    root = Root(path=member.root)
+                    yield _Sighting(mark=found.mark, answer=answer, look=look, root=root, lost=True)
 
 
-def _lost(answer: Answer, look: Look) -> str:
-    """What is left of a cluster whose files are gone."""
-    for found in look.temp_marks:
-        mark = found.mark
-        if mark is None or (mark.infra == "local") != answer.local:
-            continue
-        roots = [member.root for member in mark.members]
-        if answer.local or look.home in roots:
-            count = look.running.get(mark.cluster_id, 0)
-            where = roots[0] if answer.local else f"{look.home}/.sky"
-            return f"cluster {mark.name!r} ({mark.cluster_id}) has lost its files in {where}; {count} of its processes run"
-    return ""
+def _is_about(mark: ClusterMark, answer: Answer) -> bool:
+    return (mark.infra == "local") == answer.local
 
 
 def _cluster(
@@ -173,7 +168,7 @@ def _cluster(
         owner=mark.owner,
         home=mark.home,
         known=known,
-        health=ClusterHealth.NOT_WHOLE if head is not None and not runs else ClusterHealth.CANNOT_TELL,
+        health=ClusterHealth.NOT_WHOLE if head and (head.lost or not runs) else ClusterHealth.CANNOT_TELL,
         stopped=head is not None and not runs,
         half_made=head is None or not head.root.jobs,
         stopping=False,
@@ -221,7 +216,11 @@ def _member(
         place = _preferred(sighting.answer.names, infra)
         own = sighting.mark.member(told.rank) or told
         node = _node(own, mark, place.host, place.address, sighting.look)
-        return DiscoveredMember(rank=told.rank, host=place.host, state=MemberState.ANSWERED, node=node)
+        state, detail = MemberState.ANSWERED, ""
+        if sighting.lost:
+            count = sighting.look.running.get(mark.cluster_id, 0)
+            state, detail = MemberState.LOST, f"its files in {told.root} are gone; {count} of its processes run"
+        return DiscoveredMember(rank=told.rank, host=place.host, state=state, node=node, detail=detail)
     named = _place_of(told, infra, places)
     address = named.address if named is not None else _told_address(told)
     host = named.host if named is not None else told.host

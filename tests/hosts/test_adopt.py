@@ -35,24 +35,27 @@ def other(warm_hosts: list[Host], wheels: Path, tmp_path: Path) -> Iterator[Lab]
     made.client.close()
 
 
-LAUNCH = """
+DIES = """
 import os, signal, sys
 import skylib
 
-home, step, phase = sys.argv[1:4]
+home, step, phase, verb = sys.argv[1:5]
 
 def sink(event):
     if (event.step, event.phase.value) == (step, phase):
         os.kill(os.getpid(), signal.SIGKILL)
 
 client = skylib.Client(home, events=sink)
-client.launch(skylib.Task(run="true", num_nodes=2, resources=skylib.Resources(infra="ssh/lab")), "c")
+if verb == "launch":
+    client.launch(skylib.Task(run="true", num_nodes=2, resources=skylib.Resources(infra="ssh/lab")), "c")
+else:
+    client.adopt("c")
 """
 
 
-def launch_and_die(lab: Lab, step: str, phase: str) -> subprocess.CompletedProcess[str]:
-    """A launch of two nodes whose process is killed at that step."""
-    argv = [sys.executable, "-c", LAUNCH, str(lab.home), step, phase]
+def die(lab: Lab, step: str, phase: str, verb: str = "launch") -> subprocess.CompletedProcess[str]:
+    """A launch of two nodes, or an adoption, whose process is killed at that step."""
+    argv = [sys.executable, "-c", DIES, str(lab.home), step, phase, verb]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
@@ -163,7 +166,7 @@ def test_a_stopped_cluster_is_adopted_as_such(lab: Lab, other: Lab):
 @pytest.mark.parametrize(("step", "phase"), [("runtime.files", "finished"), ("runtime.ready", "started")])
 def test_a_launch_that_died_half_way_is_adopted_and_taken_down(lab: Lab, other: Lab, step: str, phase: str):
     """Files, or Ray beginning, are all there is: another home finds them by the marks and leaves nothing."""
-    died = launch_and_die(lab, step, phase)
+    died = die(lab, step, phase)
     assert died.returncode == -signal.SIGKILL
     lose(lab)
     (found,) = other.client.discover()
@@ -176,7 +179,7 @@ def test_a_launch_that_died_half_way_is_adopted_and_taken_down(lab: Lab, other: 
 
 def test_a_launch_that_died_half_way_is_started(lab: Lab, other: Lab):
     """start brings up what a launch that died had begun, on the hosts that it had chosen."""
-    launch_and_die(lab, "runtime.files", "finished")
+    die(lab, "runtime.files", "finished")
     lose(lab)
     record = other.client.adopt("c")
     assert other.client.start("c").status is UP
@@ -264,3 +267,52 @@ def test_looking_changes_nothing_and_rubbish_is_a_problem(lab: Lab, other: Lab):
     third.sh("rm ~/.sky/cluster.json", check=True)
     lab.client.down("train")
     lab.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("step", "phase"), [("adopt.claim", "started"), ("adopt.claim", "finished"), ("adopt.marks", "started")]
+)
+def test_an_adoption_that_died_is_finished(lab: Lab, other: Lab, step: str, phase: str):
+    """kill -9 of the adopter: the same call again has the whole cluster, its hosts held, its jobs known."""
+    lab.client.launch(lab.task("true", num_nodes=2), "c").wait(timeout_s=60)
+    lose(lab)
+    assert die(other, step, phase, "adopt").returncode == -signal.SIGKILL
+    record = other.client.adopt("c")
+    assert record.status is UP
+    assert [each.job_id for each in other.client.queue("c")] == [1]
+    with pytest.raises(NoCapacityError, match="'c'"):
+        other.client.launch(other.task("true", num_nodes=2), "more")
+    other.client.exec("true", "c").wait(timeout_s=60)
+    other.client.down("c")
+    other.assert_nothing_left()
+
+
+def test_a_hosts_files_that_are_gone_are_given_back(lab: Lab, other: Lab):
+    """Somebody deleted ~/.sky on the head of a cluster that runs: it is found by Ray's temp dir, and down is clean."""
+    lab.client.launch(lab.task("true", num_nodes=2), "train").wait(timeout_s=60)
+    head = next(host for host in lab.hosts if host.ip == lab.client.status("train")[0].head.host)
+    lose(lab)
+    head.sh("rm -rf ~/.sky", check=True)
+    (found,) = other.client.discover()
+    assert [member.state for member in found.members] == [MemberState.LOST, MemberState.ANSWERED]
+    assert other.client.adopt("train").status is skylib.ClusterStatus.INIT
+    assert other.client.start("train").status is UP
+    other.client.exec(other.task("true", num_nodes=2), "train").wait(timeout_s=60)
+    assert other.client.down("train").clean
+    other.assert_nothing_left()
+
+
+def test_the_mark_follows_the_timer(lab: Lab, other: Lab):
+    """A timer that was changed is the adopted cluster's, and a start by the adopter writes its own mark."""
+    lab.client.launch(lab.task("true"), "train").wait(timeout_s=60)
+    lab.client.autostop("train", 45, down=True)
+    lab.client.stop("train")
+    lose(lab)
+    record = other.client.adopt("train")
+    assert record.autostop is not None
+    assert (record.autostop.idle_minutes, record.autostop.down) == (45, True)
+    other.client.start("train")
+    (found,) = other.client.discover()
+    assert (found.home, found.known, found.autostop) == (str(other.home), True, record.autostop)
+    other.client.down("train")
+    other.assert_nothing_left()

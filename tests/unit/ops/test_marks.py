@@ -219,13 +219,27 @@ def test_a_local_cluster_is_none_of_an_ssh_hosts() -> None:
     assert merged(answer(0, local_mark("/home/ann"))).clusters == ()
 
 
-def test_a_cluster_that_lost_its_files_is_a_problem() -> None:
-    """Its mark in the temp dir, and what runs of it, are all there is."""
-    temp = (FoundMark(path="/tmp/ray_skypilot/cluster.json", mark=mark(0, 1)),)
-    found = merged(Answer(names=(place(0),), look=look(0, temp_marks=temp, roots={}, running={A: 5})))
-    assert found.clusters == ()
-    assert "lost its files" in found.problems["10.0.0.0"]
-    assert "5 of its processes" in found.problems["10.0.0.0"]
+def test_a_cluster_that_lost_its_files_is_known_by_the_temp_dir() -> None:
+    """Its mark there, and what runs of it, are all there is: members are lost, and it is not stopped."""
+    temp = (FoundMark(path="/tmp/ray_skypilot/cluster.json", mark=mark(1)),)
+    wiped = Answer(names=(place(1),), look=look(1, temp_marks=temp, roots={}, running={A: 5}))
+    found = only(answer(0, mark(0), jobs=True), wiped)
+    assert states(found) == [ANSWERED, MemberState.LOST]
+    assert "5 of its processes" in found.problems["10.0.0.1"]
+    alone = only(wiped, places=(place(0), place(1)))
+    assert states(alone) == [NOT_ASKED, MemberState.LOST]
+    other = FoundMark(path="/home/ann/.sky/cluster.json", mark=mark(0, 1, B))
+    assert only(answer(1, temp_marks=temp, roots={"/home/ann": Root(path="/home/ann", mark=other)})).cluster_id == B
+
+
+def test_a_local_cluster_whose_home_is_gone_is_lost_on_all_roots() -> None:
+    """Every member is known by the temp dir's mark; nobody can ask its agent."""
+    here = Place(infra="local", host="localhost", address=HostAddress(kind="local"))
+    temp = (FoundMark(path="/tmp/ray_skypilot/cluster.json", mark=local_mark("/gone/rank0", "/gone/rank1")),)
+    seen = Look(uid=7, home="/home/ann", machine="m", temp_marks=temp, running={A: 30})
+    found = only(Answer(names=(here,), look=seen), places=(here,))
+    assert states(found) == [MemberState.LOST] * 2
+    assert (adopted_status(found), found.stopped) == (ClusterStatus.INIT, False)
 
 
 def test_job_ids_are_those_of_all_members() -> None:
