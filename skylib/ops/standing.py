@@ -10,6 +10,7 @@ import attrs
 from skylib.errors import BringUpError
 from skylib.events import EventSink, span
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.runtime.agent_restart import restart_agent
 from skylib.runtime.environment import DIGEST_FILE
 from skylib.runtime.teardown import layout_of
 from skylib.session import Session
@@ -33,12 +34,14 @@ class _Said:
 
 
 def settle_standing(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
-    """Settle the cluster as UP, with all that its launch would have written down.
+    """Settle the cluster as UP, with all that its launch would have written down and an agent on every node.
 
     Raises AgentError when Ray does not have all nodes, TransportError, BringUpError when a node's files are not there.
     """
     with span(events, "reconcile.standing", cluster=record.name):
         ready = session.agent(record).call("ready", answer_within_s=READY_S + 10, timeout_s=READY_S)
+        for started in fanout(lambda node: _start_agent(session, record, node), record.nodes):
+            started.get()
         said = [outcome.get() for outcome in fanout(lambda node: _said(session, record.name, node), record.nodes)]
     ids = {entry.get("rank"): str(entry.get("node_id", "")) for entry in ready.get("nodes", ())}
     nodes = tuple(
@@ -55,6 +58,11 @@ def settle_standing(session: Session, record: ClusterRecord, events: EventSink) 
         dashboard_port=said[0].dashboard_port,
         ray_version=str(ready.get("ray_version") or record.ray_version),
     )
+
+
+def _start_agent(session: Session, record: ClusterRecord, node: NodeRecord) -> None:
+    """Ray answers through the head's agent alone, so a worker's may not have been started yet; one that runs stays."""
+    restart_agent(session.transport(node.address), node, record.cluster_id)
 
 
 def _said(session: Session, cluster: str, node: NodeRecord) -> _Said:
