@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -26,7 +24,8 @@ from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
 from skylib.models.task import Task
-from skylib.paths import SkyHome, default_home, secure_home
+from skylib.parts import Parts
+from skylib.paths import SkyHome, default_home
 from skylib.providers.base import ProviderContext
 from skylib.providers.pool_file import Pool, read_pools
 from skylib.providers.registry import Registry
@@ -52,29 +51,6 @@ __all__ = ["Session"]
 _T = TypeVar("_T")
 
 
-class _Parts:
-    """What a session and its tuned views share: parts made late, channels to agents, intents that they are at."""
-
-    def __init__(self, made: Mapping[str, object | None], home: SkyHome) -> None:
-        self.home = home
-        self.secured_by = 0  # the process that has looked who can reach the home
-        self.lock = threading.RLock()
-        self.made = {name: part for name, part in made.items() if part is not None}
-        self.agents: dict[tuple[str, float], AgentClient] = {}  # by cluster_id and the time that an answer may take
-        self.intents: set[int] = set()
-        _renew_in_children(self)
-
-    def get(self, name: str, make: Callable[[], _T]) -> _T:
-        """Raises StateError for a home that is not private and cannot be made so."""
-        with self.lock:
-            if self.secured_by != os.getpid():
-                secure_home(self.home)
-                self.secured_by = os.getpid()
-            if name not in self.made:
-                self.made[name] = make()
-            return cast(_T, self.made[name])
-
-
 class Session:
     """One home, open. Safe from many threads, and after fork; two sessions of one home do not disturb each other."""
 
@@ -97,7 +73,7 @@ class Session:
             self._overrides["db"] = Secret(str(self._overrides["db"]))
         self._sink = events or discard
         self._relay = Relay()
-        self._parts = _Parts({"transports": transports, "store": store}, self.home)
+        self._parts = Parts({"transports": transports, "store": store}, self.home)
         self._tuned: Config | None = None
 
     def __repr__(self) -> str:
@@ -399,16 +375,3 @@ def _place(config: Mapping[str, object], path: tuple[str, ...]) -> Origin:
     if isinstance(config, PlacedMap):
         return Origin(source=config.file, line=config.lines.get(path))
     return Origin(source="Task(config=...)")
-
-
-def _renew_in_children(parts: _Parts) -> None:
-    """A forked child has no thread that would give the lock back, and is at no intent."""
-    mine = weakref.ref(parts)
-
-    def renew() -> None:
-        still = mine()
-        if still is not None:
-            still.lock = threading.RLock()
-            still.intents.clear()
-
-    os.register_at_fork(after_in_child=renew)

@@ -23,7 +23,7 @@ LAYERS = (
     ("optimizer", "staging", "providers"),
     ("runtime",),
     ("jobs",),
-    ("session",),
+    ("session", "parts"),
     ("ops",),
     ("handles", "results", "progress"),
     ("client",),
