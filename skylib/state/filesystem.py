@@ -54,7 +54,7 @@ def read_mounts() -> bytes:
 
 def parse_mounts(mountinfo: bytes) -> tuple[Mount, ...]:
     """The rows in order; one in another form is left out."""
-    return tuple(mount for row in mountinfo.splitlines() if (mount := _parse_row(row)) is not None)
+    return tuple(mount for row in mountinfo.split(b"\n") if (mount := _parse_row(row)) is not None)
 
 
 def _parse_row(row: bytes) -> Mount | None:

@@ -23,6 +23,8 @@ __all__ = ["Moved", "Opener", "Suspect"]
 _MIGRATION_BOUND_S = 120.0
 # In the file's header, so that the `file` command and people can tell whose it is.
 _APPLICATION_ID = 0x736B796C
+# SQLITE_IOERR_SHMOPEN, _SHMSIZE, _SHMLOCK, _SHMMAP.
+_SHARED_MEMORY_ERRORS = frozenset({4618, 4874, 5130, 5386})
 
 
 class Suspect(Exception):
@@ -62,7 +64,13 @@ class Opener:
         secure_home(self._home)
         file = identity(self._home.state_db) or self._make()
         try:
-            return self._open(file, wait_s)
+            try:
+                return self._open(file, wait_s)
+            except sqlite3.OperationalError as error:
+                if file.device in self._without_wal or not _lacks_shared_memory(error):
+                    raise
+                self._without_wal.add(file.device)
+                return self._open(file, wait_s)
         except (FileNotFoundError, sqlite3.Error) as error:
             if identity(self._home.state_db) != file:
                 raise Moved(str(self._home.state_db)) from error
@@ -73,7 +81,7 @@ class Opener:
         torn = is_torn(path)
         if torn:
             raise Suspect(torn, file, None)
-        if self._is_shared(file.device):
+        if self._is_shared(file.device) or file.device in self._without_wal:
             self._leave_wal(file, wait_s)
         raw = _connect(path, wait_s)
         try:
@@ -137,6 +145,7 @@ class Opener:
                 (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
                 if mode != "wal":
                     self._without_wal.add(device)
+                schema_version(raw)  # only now SQLite finds out whether it has the memory for it
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
                     raise
@@ -191,6 +200,12 @@ def _connect(path: Path, wait_s: float) -> sqlite3.Connection:
     return sqlite3.connect(
         f"{path.as_uri()}?mode=rw", uri=True, timeout=wait_s, isolation_level=None, check_same_thread=False
     )
+
+
+def _lacks_shared_memory(error: sqlite3.OperationalError) -> bool:
+    """Whether a log cannot be used for want of what its users share: known by SQLite's code where Python tells it."""
+    code = getattr(error, "sqlite_errorcode", None)  # since Python 3.11
+    return code in _SHARED_MEMORY_ERRORS if isinstance(code, int) else "disk I/O error" in str(error)
 
 
 def _put_in_place(beside: Path, path: Path) -> None:
