@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from types import TracebackType
 
 __all__ = ["CuttingProxy"]
@@ -23,7 +24,8 @@ class CuttingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.cuts = 0
-        self._armed: list[str] = []
+        self.after_cut: Callable[[], None] = lambda: None
+        self.armed: list[str] = []
         self._mutex = threading.Lock()
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -38,7 +40,7 @@ class CuttingProxy:
 
     def arm(self, *modes: str) -> None:
         """The next COMMITs, one for each mode."""
-        self._armed += modes
+        self.armed += modes
 
     def close(self) -> None:
         """The listener and all connections."""
@@ -73,8 +75,8 @@ class CuttingProxy:
     def _up(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while block := client.recv(65536):
-                if self._armed and b"COMMIT\0" in block:
-                    mode = self._armed.pop(0)
+                if self.armed and b"; COMMIT\0" in block:
+                    mode = self.armed.pop(0)
                     self.cuts += 1
                     if mode == "silent":
                         _close(client)
@@ -90,6 +92,7 @@ class CuttingProxy:
         with contextlib.suppress(OSError):
             while block := server.recv(65536):
                 if swallow.is_set():
+                    self.after_cut()
                     break
                 client.sendall(block)
         _close(client, server)

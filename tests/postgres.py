@@ -147,13 +147,7 @@ class Server:
 
     def close(self) -> None:
         """End it and remove its data."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self._process = None
+        self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make(self) -> None:

@@ -55,6 +55,7 @@ class AdvisoryKeeper:
         bound_s: float = 30.0,
         lock_wait_s: float = 30.0,
         connect_timeout_s: float = 10.0,
+        answer_s: float = 20.0,
         events: EventSink = discard,
     ) -> None:
         """bound_s: how long a database that is away is asked again. Raises ConfigError as PgConnections."""
@@ -66,6 +67,7 @@ class AdvisoryKeeper:
             bound_s=bound_s,
             lock_wait_s=lock_wait_s,
             connect_timeout_s=connect_timeout_s,
+            answer_s=answer_s,
             events=events,
         )
 

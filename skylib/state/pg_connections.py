@@ -37,7 +37,6 @@ _log = logging.getLogger(__name__)
 SCHEMA = "skylib"
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 2.0
-_ANSWER_S = 10.0
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = {schema}"
 _WRITE = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = {schema}; "
@@ -59,10 +58,12 @@ class PgConnections:
         bound_s: float = 30.0,
         lock_wait_s: float = 30.0,
         connect_timeout_s: float = 10.0,
+        answer_s: float = 20.0,
         events: EventSink = discard,
     ) -> None:
         """bound_s: how long a database that is away is asked again. lock_wait_s: how long for other writers.
 
+        connect_timeout_s, answer_s: how long one try may take to connect, and each statement to be answered.
         events: told when the database is away. Raises ConfigError when `url` is no URL of a PostgreSQL database.
         """
         if not re.fullmatch("[a-z_][a-z0-9_]*", schema):
@@ -76,7 +77,8 @@ class PgConnections:
         self.pool = LinkPool(
             self._address,
             application=application,
-            connect_timeout_s=min(connect_timeout_s, bound_s),
+            connect_timeout_s=connect_timeout_s,
+            answer_s=answer_s,
             prepare=lambda link: migrate(link, schema, where=self.where),
         )
 
@@ -127,7 +129,7 @@ class PgConnections:
             commit=_DURABLE if durable else _QUICK,
             key=lock_key(self._schema, WRITE_LOCK),
         )
-        link.simple(sql, answer_s=self._lock_wait_s + _ANSWER_S)
+        link.simple(sql, lock_wait_s=self._lock_wait_s)
 
     def close(self) -> None:
         self.pool.close()
@@ -147,7 +149,7 @@ class PgConnections:
         wait_s = 0.0
         while True:
             try:
-                return self._once(once, keep)
+                return self._once(once, keep, self._bound_s - (time.monotonic() - began))
             except (Away, Again) as error:
                 problem = error
             except Busy as error:
@@ -160,8 +162,8 @@ class PgConnections:
             wait_s = min(max(wait_s * 2, _FIRST_WAIT_S), _LONGEST_WAIT_S)
         raise self._given_up(problem, time.monotonic() - began, unsettled())
 
-    def _once(self, once: Callable[[Link], _T], keep: Callable[[_T], bool]) -> _T:
-        link = self.pool.borrow()
+    def _once(self, once: Callable[[Link], _T], keep: Callable[[_T], bool], left_s: float) -> _T:
+        link = self.pool.borrow(within_s=left_s)
         try:
             done = once(link)
         except Away:

@@ -26,8 +26,7 @@ __all__ = ["Link", "open_link"]
 
 _T = TypeVar("_T")
 _OLDEST = 120000
-# How long a silent server may keep us: its answer, and (by TCP) its machine. A lock that is waited for adds to the first.
-_ANSWER_S = 30.0
+# How long a machine that does not answer keeps us, by TCP.
 _CLIENT = {
     "keepalives": "1",
     "keepalives_idle": "15",
@@ -52,7 +51,9 @@ _SINCE_14 = {"idle_session_timeout": "0"}
 class Link:
     """A connection, for one thread at a time. Raises Away, Again, Busy (pg_errors) and StateError, nothing of psycopg."""
 
-    def __init__(self, connection: psycopg.Connection[Any], address: Address) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], address: Address, *, answer_s: float) -> None:
+        """answer_s: how long the server may say nothing."""
+        self._answer_s = answer_s
         self._connection = connection
         self._address = address
         self._pid = os.getpid()
@@ -63,8 +64,11 @@ class Link:
     def broken(self) -> bool:
         return self._left or self._connection.closed
 
-    def simple(self, sql: str, *, answer_s: float = _ANSWER_S) -> list[list[tuple[Any, ...]]]:
-        """Several statements in one message; the rows of each that has rows. No parameters: the text is ours alone."""
+    def simple(self, sql: str, *, lock_wait_s: float = 0.0) -> list[list[tuple[Any, ...]]]:
+        """Several statements in one message; the rows of each that has rows. No parameters: the text is ours alone.
+
+        lock_wait_s: how long they may wait for a lock.
+        """
 
         def run() -> list[list[tuple[Any, ...]]]:
             cursor = self._connection.execute(sql.encode())
@@ -75,7 +79,7 @@ class Link:
                 if not cursor.nextset():
                     return found
 
-        return self._judging(run, answer_s)
+        return self._judging(run, lock_wait_s)
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         def run() -> list[tuple[Any, ...]]:
@@ -116,20 +120,21 @@ class Link:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection.pgconn))
 
-    def _judging(self, run: Callable[[], _T], answer_s: float = _ANSWER_S) -> _T:
+    def _judging(self, run: Callable[[], _T], lock_wait_s: float = 0.0) -> _T:
         import psycopg
 
         self.abandon()
         if self._left:
             raise Away("the connection belongs to the process that forked this one")
-        self._connection.deadline = time.monotonic() + answer_s  # type: ignore[attr-defined]
+        within_s = self._answer_s + lock_wait_s
+        self._connection.deadline = time.monotonic() + within_s  # type: ignore[attr-defined]
         try:
             return run()
         except psycopg.Error as error:
             problem = judged(error, self._address, broken=self._connection.closed)
         except _Silent:
             self.close()
-            problem = Away(f"no answer within {answer_s:g} s")
+            problem = Away(f"no answer within {within_s:g} s")
         except UnicodeError:
             problem = StateError(f"text that is no Unicode cannot be kept in {self._address.where}")
         except OSError as error:
@@ -145,10 +150,11 @@ class _Silent(Exception):
     """The server did not answer in time."""
 
 
-def open_link(address: Address, *, application: str, timeout_s: float) -> Link:
+def open_link(address: Address, *, application: str, timeout_s: float, answer_s: float) -> Link:
     """A new connection. Raises Away when the database cannot be reached now, StateError when it refuses for good.
 
-    Raises ConfigError when psycopg is not installed. timeout_s: for each host of the URL.
+    Raises ConfigError when psycopg is not installed. timeout_s: for each host of the URL. answer_s: for each
+    statement later.
     """
     try:
         import psycopg
@@ -171,16 +177,16 @@ def open_link(address: Address, *, application: str, timeout_s: float) -> Link:
     except OSError as error:
         problem = Away(error.strerror or type(error).__name__)
     else:
-        return _made_ready(connection, address)
+        return _made_ready(connection, address, answer_s)
     raise problem
 
 
-def _made_ready(connection: psycopg.Connection[Any], address: Address) -> Link:
+def _made_ready(connection: psycopg.Connection[Any], address: Address, answer_s: float) -> Link:
     from psycopg.types.numeric import FloatLoader
 
     connection.adapters.register_loader("numeric", FloatLoader)  # what sums of integers are
     connection.prepare_threshold = None  # a pooler may give each transaction another server process
-    link = Link(connection, address)
+    link = Link(connection, address, answer_s=answer_s)
     try:
         version = connection.info.server_version
         if version < _OLDEST:

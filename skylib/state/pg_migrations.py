@@ -103,7 +103,7 @@ def migrate(link: Link, schema: str, *, where: str) -> None:
         return
     key = lock_key(schema, WRITE_LOCK)
     wait = f"SET LOCAL lock_timeout = '{_WAIT_S:.0f}s'; SELECT pg_advisory_xact_lock({key})"
-    link.simple(f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {wait}", answer_s=_WAIT_S + 10)
+    link.simple(f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {wait}", lock_wait_s=_WAIT_S)
     try:
         version = _checked(schema_version(link, schema), where)
         if version < len(MIGRATIONS):

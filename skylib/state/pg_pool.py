@@ -27,12 +27,14 @@ class LinkPool:
         *,
         application: str,
         connect_timeout_s: float,
+        answer_s: float,
         prepare: Callable[[Link], None] = lambda link: None,
     ) -> None:
         """prepare: what is done with each new connection first."""
         self._address = address
         self._application = application
         self._connect_timeout_s = connect_timeout_s
+        self._answer_s = answer_s
         self._prepare = prepare
         self._mutex = threading.Lock()
         self._openings = Gate()
@@ -40,14 +42,22 @@ class LinkPool:
         self._all: set[Link] = set()
         self._pid = 0
 
-    def borrow(self) -> Link:
-        """One that no other thread uses until it is given back or dropped. Raises Away, StateError and ConfigError."""
+    def borrow(self, *, within_s: float) -> Link:
+        """One that no other thread uses until it is given back or dropped. Raises Away, StateError and ConfigError.
+
+        within_s: how long connecting may take, if it has to.
+        """
         self._watch_forks()
         with self._mutex:
             if self._idle:
                 return self._idle.pop()
         with self._openings.inside():
-            link = open_link(self._address, application=self._application, timeout_s=self._connect_timeout_s)
+            link = open_link(
+                self._address,
+                application=self._application,
+                timeout_s=min(within_s, self._connect_timeout_s),
+                answer_s=self._answer_s,
+            )
             with self._mutex:
                 self._all.add(link)
         try:
