@@ -183,7 +183,8 @@ class Client:
         cluster_id: which one, when several have the name. hosts: as in discover. Members that are in no pool of this home
         are reached as their cluster.json says. A cluster with a member that does not answer is UNREACHABLE until
         status(refresh=True) finds out more. Its time of launch is kept; its usage here begins now. The nodes name this
-        home from now on. One that is known already, by the same id, is looked at and returned.
+        home from now on; another home that still has the cluster keeps its record, and finds it gone after a down here.
+        One that is known already, by the same id, is looked at and returned.
         Raises ClusterNotFound, ClusterBusy (the name is another cluster's here), InvalidSpecError (two of the name),
         NoCapacityError (a host is held by another cluster here), ConnectError.
         """

@@ -48,6 +48,10 @@ stopped.json, beside jobs.db, is what an autostop leaves behind: {"at": time, "r
 ended. Without an agent that answers, "stopping": true means that the end was begun and nobody knows how far it came. The
 next `daemon` without --asleep removes it.
 
+cluster.json is the claim on the account and what a lost state is rebuilt from (models/mark.py has its form). The agent
+changes two of its values and leaves the rest: "job_ids", ranges of the jobs that were submitted (head) or had a rank there
+(worker), and on the head "autostop". That happens within about a second, however many jobs come.
+
 `end --config FILE [--cluster-id ID]` ends every process of the cluster on its node, without an agent; when ID is not the
 configuration's it prints {} and touches nothing. A job that ran then is FAILED_DRIVER, with that cause, once an agent looks
 again; one that was queued is still queued, so whoever ends a cluster cancels its jobs first.

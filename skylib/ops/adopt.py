@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from skylib.errors import ClusterBusy, ClusterNotFound, InvalidSpecError, SkyError
+from skylib.errors import ClusterBusy, ClusterNotFound, ConnectError, InvalidSpecError, SkyError
 from skylib.events import EventSink, span
 from skylib.jobs import polling
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord, check_cluster_name
@@ -36,20 +36,30 @@ def adopt(
     check_cluster_name(name)
     with session.operation("adopt", name) as events, hold(session, name, "adopt", events):
         known = session.store.cluster(name)
-        if known is None or cluster_id is None:
+        if known is None:
             asked = survey(session, hosts, events)
             found = _the_one(name, cluster_id, asked.merged.clusters)
-            if known is None:
-                if found is None:
-                    raise _not_found(name, cluster_id, asked)
-                (found,) = with_health(session, [_with_all_asked(session, found, asked, events)], events)
-                return _take_up(session, found, events)
-            cluster_id = found.cluster_id if found is not None else known.cluster_id
-        if cluster_id != known.cluster_id:
-            raise _taken(known, cluster_id)
+            if found is None:
+                raise _not_found(name, cluster_id, asked)
+            (found,) = with_health(session, [_with_all_asked(session, found, asked, events)], events)
+            return _take_up(session, found, events)
+        wanted = cluster_id or _id_there(session, known, hosts, events)
+        if wanted != known.cluster_id:
+            raise _taken(known, wanted)
         _claim(session, known)  # whatever died before they were
     seen = status(session, [name], refresh_first=True)
     return seen[0] if seen else session.require(name)
+
+
+def _id_there(
+    session: Session, known: ClusterRecord, hosts: str | Iterable[str] | None, events: EventSink
+) -> str:
+    """The id that hosts tell of under a name that is known here; when none does, that which is known."""
+    try:
+        found = _the_one(known.name, None, survey(session, hosts, events).merged.clusters)
+    except ConnectError:
+        found = None
+    return found.cluster_id if found is not None else known.cluster_id
 
 
 def _the_one(name: str, cluster_id: str | None, found: Iterable[Discovered]) -> Discovered | None:

@@ -6,6 +6,7 @@ import difflib
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import CancelledError
 
 import attrs
 
@@ -15,6 +16,7 @@ from skylib.events import Event, EventSink, Phase, span
 from skylib.facts.marks import look_at
 from skylib.models.cluster import AutostopRecord
 from skylib.models.discovered import ClusterHealth, Discovered, MemberState
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.infra import Infra
 from skylib.models.node import HostAddress
 from skylib.ops.marks import Answer, Merged, Place, merge
@@ -25,7 +27,7 @@ from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 from skylib.transport.fanout import fanout
 
-__all__ = ["Survey", "ask", "discover", "survey", "with_health"]
+__all__ = ["Survey", "ask", "chosen", "discover", "survey", "with_health"]
 
 _log = logging.getLogger(__name__)
 LOOK_S = 20.0  # one command on one host, after the connection stands
@@ -92,9 +94,9 @@ def ask(session: Session, wanted: Sequence[Place], events: EventSink) -> tuple[A
         if error is None:
             answers.append(outcome.get())
             continue
-        why = error.message if isinstance(error, SkyError) else "it did not answer in time"
-        if not isinstance(error, (SkyError, TimeoutError)):
+        if not isinstance(error, (SkyError, TimeoutError, CancelledError)):
             raise error
+        why = error.message if isinstance(error, SkyError) else "it did not answer in time"
         answers.append(Answer(names=names[outcome.item], error=why))
     return tuple(answers)
 
@@ -143,7 +145,7 @@ def _ask_agent(session: Session, found: Discovered, events: EventSink) -> Discov
 
 
 def _with_problem(found: Discovered, host: str, error: SkyError, health: ClusterHealth) -> Discovered:
-    return attrs.evolve(found, health=health, problems={**found.problems, host: error.message})
+    return attrs.evolve(found, health=health, problems=FrozenMap({**found.problems, host: error.message}))
 
 
 def _known(session: Session) -> set[str]:
