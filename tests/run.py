@@ -35,6 +35,7 @@ _PACKAGES = {
     "rsync": "rsync",
     "git": "git",
     "initdb": "postgresql",
+    "sshfs": "sshfs",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from skylib.paths import SkyHome, default_home, ensure_private_dir, write_private
+from skylib.errors import StateError
+from skylib.paths import SkyHome, default_home, ensure_private_dir, secure_home, write_private
+from tests.sftp_mount import sftp_folder
 
 LAYOUT = {
     "state_db": "state.db",
@@ -167,3 +171,152 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="file"):
         write_private(tmp_path / "file", b"content")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+# Who can reach a home.
+
+FOREIGN = 54321
+OURS = ("state.db", "state.db-wal", "state.db-shm", "user_hash", "known_hosts", "config.yaml", "ssh_node_pools.yaml")
+FOLDERS = ("locks", "logs", "runtime", "catalogs", "job_logs", "api_server", "local")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another account")
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> SkyHome:
+    """A home with all there can be in it, open to everybody."""
+    home = SkyHome(tmp_path / "home")
+    home.root.mkdir(mode=0o755)
+    for name in FOLDERS:
+        (home.root / name).mkdir(mode=0o775)
+    for name in OURS:
+        (home.root / name).touch(mode=0o644)
+        (home.root / name).chmod(0o664)
+    return home
+
+
+def test_a_home_that_is_not_there_is_private_when_it_comes(tmp_path: Path) -> None:
+    """Looking makes nothing."""
+    secure_home(SkyHome(tmp_path / "none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wide_modes_are_narrowed(wide: SkyHome) -> None:
+    """The home and all of ours directly in it; the owner's own rights stay as they are."""
+    wide.known_hosts.chmod(0o444)
+    secure_home(wide)
+    assert mode(wide.root) == 0o700
+    assert {mode(wide.root / name) for name in FOLDERS} == {0o700}
+    assert {name: mode(wide.root / name) for name in OURS} == {**dict.fromkeys(OURS, 0o600), "known_hosts": 0o400}
+
+
+def test_what_is_not_ours_keeps_its_mode(wide: SkyHome) -> None:
+    """A person's file in the home, files deeper down, and what links lead to."""
+    elsewhere = wide.root.parent / "dotfiles.yaml"
+    elsewhere.touch()
+    elsewhere.chmod(0o644)
+    wide.config.unlink()
+    wide.config.symlink_to(elsewhere)
+    (wide.root / "notes.txt").touch(mode=0o644)
+    (wide.logs / "old.jsonl").touch(mode=0o644)
+    secure_home(wide)
+    assert [mode(path) for path in (elsewhere, wide.root / "notes.txt", wide.logs / "old.jsonl")] == [0o644] * 3
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["", *OURS, *FOLDERS])
+def test_what_belongs_to_another_account_is_refused(wide: SkyHome, name: str) -> None:
+    """With the command that gives it back; nothing of it is changed."""
+    path = wide.root / name
+    os.chown(path, FOREIGN, -1)
+    before = mode(path)
+    with pytest.raises(StateError, match=f"belongs to account {FOREIGN}, not to root") as caught:
+        secure_home(wide)
+    chown = "chown -hR" if path.is_dir() else "chown -h"
+    assert f"{chown} 0 {path}" in str(caught.value.hint)
+    assert mode(path) == before
+    command = str(caught.value.hint).split(", or")[0]
+    subprocess.run(command, shell=True, check=True)
+    secure_home(wide)
+
+
+@pytest.mark.parametrize("name", ["state.db", "state.db-wal", "locks", "known_hosts", "user_hash"])
+def test_a_link_in_the_place_of_what_must_be_here_is_refused(wide: SkyHome, name: str) -> None:
+    """The hint's command puts the thing itself there."""
+    path, elsewhere = wide.root / name, wide.root.parent / "else where"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(StateError, match="is a link to") as caught:
+        secure_home(wide)
+    subprocess.run(str(caught.value.hint), shell=True, check=True)
+    assert not path.is_symlink()
+    assert path.exists()
+    secure_home(wide)
+
+
+def test_a_link_in_the_place_of_the_home_is_refused(wide: SkyHome) -> None:
+    """The hint's setting is the way in."""
+    link = wide.root.parent / "link"
+    link.symlink_to(wide.root)
+    with pytest.raises(StateError, match="is a link") as caught:
+        secure_home(SkyHome(link))
+    assert f"SKY_HOME={wide.root}" in str(caught.value.hint)
+    secure_home(SkyHome(str(caught.value.hint).partition("SKY_HOME=")[2]))
+
+
+def test_a_file_in_the_place_of_the_home_is_refused(tmp_path: Path) -> None:
+    """The hint's command makes room."""
+    (tmp_path / "home").touch()
+    with pytest.raises(StateError, match="not a directory") as caught:
+        secure_home(SkyHome(tmp_path / "home"))
+    subprocess.run(str(caught.value.hint), shell=True, check=True)
+    secure_home(SkyHome(tmp_path / "home"))
+    assert (tmp_path / "home.old").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "ssh_node_pools.yaml", "logs", "runtime", "job_logs"])
+def test_a_link_of_ours_to_what_is_ours_may_stand_for_some(wide: SkyHome, name: str) -> None:
+    """Files that people write and keep elsewhere, folders for much data."""
+    path, elsewhere = wide.root / name, wide.root.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    secure_home(wide)
+
+
+def test_a_link_to_nothing_is_refused(wide: SkyHome) -> None:
+    """A configuration that was meant and is not read would be worse."""
+    wide.config.unlink()
+    wide.config.symlink_to(wide.root / "nowhere")
+    with pytest.raises(StateError, match="a link to nothing"):
+        secure_home(wide)
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["link", "target"])
+def test_a_link_that_another_account_has_a_hand_in_is_refused(wide: SkyHome, what: str) -> None:
+    """Be the link theirs, or what it leads to."""
+    elsewhere = wide.root.parent / "elsewhere.yaml"
+    wide.config.rename(elsewhere)
+    wide.config.symlink_to(elsewhere)
+    os.chown(wide.config if what == "link" else elsewhere, FOREIGN, -1, follow_symlinks=False)
+    with pytest.raises(StateError, match=f"belongs to account {FOREIGN}"):
+        secure_home(wide)
+
+
+def test_a_file_system_that_keeps_no_modes_is_refused(tmp_path: Path) -> None:
+    """One that shows everything to everybody, whatever is set: the home cannot be private there."""
+    with sftp_folder(tmp_path, options=",umask=000"):
+        (tmp_path / "mounted" / "home").mkdir()
+        with pytest.raises(StateError, match="open to other accounts") as caught:
+            secure_home(SkyHome(tmp_path / "mounted" / "home"))
+    assert "SKY_HOME=" in str(caught.value.hint)
+
+
+def test_looking_is_quick(wide: SkyHome) -> None:
+    """Under a millisecond, as the best of several says."""
+    secure_home(wide)
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        secure_home(wide)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.001

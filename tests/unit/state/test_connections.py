@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
 import sqlite3
-import subprocess
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -24,9 +20,9 @@ from skylib.paths import SkyHome
 from skylib.state.backend import Backend, Connection
 from skylib.state.connections import Connections
 from tests.processes import Child, run_at_once
+from tests.sftp_mount import sftp_folder
 
 NFS = b"1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 0:30 / %s rw - nfs4 files.example.org:/home rw\n"
-SFTP_SERVER = Path("/usr/lib/openssh/sftp-server")
 
 
 @pytest.fixture
@@ -280,31 +276,6 @@ def test_a_newer_store_on_a_network_is_left_alone(home: SkyHome, opened: Open) -
     with pytest.raises(MigrationError):
         keys(opened(mounts=on_nfs(home)))
     assert home.state_db.read_bytes() == before
-
-
-def sftp_folder(folder: Path, *, options: str = "") -> contextlib.ExitStack:
-    """`folder`/mounted: `folder`/served through SFTP, a real network file system whose server is a child of this test."""
-    if os.geteuid() != 0 or not shutil.which("sshfs") or not SFTP_SERVER.exists() or not Path("/dev/fuse").exists():
-        pytest.skip("needs root, sshfs, sftp-server and /dev/fuse")
-    mounted, served = folder / "mounted", folder / "served"
-    for each in (mounted, served):
-        each.mkdir(mode=0o700)
-    stack = contextlib.ExitStack()
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        server = subprocess.Popen([SFTP_SERVER], stdin=theirs, stdout=theirs)
-        stack.callback(server.wait, 30)
-        command = ["sshfs", "-f", "-o", f"passive{options}", f"testhost:{served}", mounted]
-        client = subprocess.Popen(command, stdin=ours, stdout=ours)
-    stack.callback(client.wait, 30)
-    stack.callback(subprocess.run, ["umount", mounted], check=False)
-    deadline = time.monotonic() + 30
-    while not os.path.ismount(mounted):
-        if client.poll() is not None or time.monotonic() > deadline:
-            stack.close()
-            pytest.skip("sshfs cannot mount here")
-        time.sleep(0.02)
-    return stack
 
 
 def test_a_real_network_file_system_is_found_out(tmp_path: Path, opened: Open) -> None:
