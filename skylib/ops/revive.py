@@ -29,7 +29,6 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
     Raises ClusterNotUp when it may not; TransportError when the head cannot be reached (nothing is touched then);
     BringUpError and PreflightError, after which the cluster is INIT and its hosts are still held.
     """
-    problem: AgentError | None = None
     if not record.nodes:
         raise ClusterNotUp(
             f"cluster {record.name!r} was never made",
@@ -42,18 +41,11 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
         problem = _why_not_ready(session, record, events)
         if problem is None:
             return _settle_up(session, record, events)
-    with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=False):
-        return _mend(session, record, events, problem, may_end_jobs=may_end_jobs)
-
-
-def _mend(
-    session: Session, record: ClusterRecord, events: EventSink, problem: AgentError | None, *, may_end_jobs: bool
-) -> ClusterRecord:
-    if problem is not None:
         if not isinstance(problem, AgentReplyError) or problem.kind == "asleep":
             if stopped_by_itself(session, record) is not None:
                 return _again(session, record, events)
-            problem = _with_new_agents(session, record, events)
+            with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=False):
+                problem = _with_new_agents(session, record, events)
         if problem is None:
             return _settle_up(session, record, events)
         if not may_end_jobs and record.status is ClusterStatus.UP and _may_have_jobs(session, record):
