@@ -48,7 +48,7 @@ class End(str, Enum):
 
 @attrs.frozen
 class Point:
-    """The number-th time (from 1) that a session does `what`: "store settle", "ray h1", "send ready h1", ..."""
+    """The number-th time (from 1) that a session does `what`, on whatever host: "store settle", "ray", "send ready"."""
 
     what: str
     number: int
@@ -172,11 +172,11 @@ class Wire:
         self._inner.close()
 
     def _act(self, kind: str, effect: Callable[[], _T]) -> _T:
-        return self._doom.act(f"{kind} {self._host.name}", effect, host=self._host)
+        return self._doom.act(kind, effect, host=self._host)
 
 
 class DoomedProcess:
-    """An opened command whose sends are effects: "send <verb> <host>"."""
+    """An opened command whose sends are effects: "send <verb>"."""
 
     def __init__(self, inner: ScriptedProcess, act: Callable[[str, Callable[[], None]], None]) -> None:
         self._inner = inner
