@@ -198,7 +198,11 @@ def _move(path: Path) -> str:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file with mode 0600, beside and renamed into place, so that a reader sees old or new, never half."""
+    """Write a file with mode 0600, beside and renamed into place, so that a reader sees old or new, never half.
+
+    A link stays one: what it leads to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     ensure_private_dir(path.parent)
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:

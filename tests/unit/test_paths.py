@@ -124,6 +124,15 @@ def test_files_are_private(tmp_path: Path, mask: int) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """What it leads to is written, be it there or not."""
+    (tmp_path / "link").symlink_to(tmp_path / "dotfiles" / "file")
+    for content in (b"one", b"two"):
+        write_private(tmp_path / "link", content)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dotfiles" / "file").read_bytes() == b"two"
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     """While one thread replaces a file again and again, a reader sees one whole content or the other."""
     path = tmp_path / "file"
