@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import attrs
 
 from skylib.errors import StateError
 from skylib.models.cluster import ClusterRecord
-from skylib.models.frozen_map import thaw
 from skylib.models.job import JobRecord
 
 __all__ = [
@@ -80,18 +81,48 @@ class ClusterDecoder:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, str], ClusterRecord] = {}
+        # With each record a copy of its resources: they are dicts, and the record is its caller's. All else is frozen.
+        self._known: dict[tuple[int, str], tuple[ClusterRecord, dict[str, Any]]] = {}
 
     def all(self, rows: Sequence[tuple[int, str]]) -> list[ClusterRecord]:
         """The records of every cluster that the store has, as (schema, document). Raises StateError."""
-        known = self._known
-        records = [known.get(row) or cluster_from_document(*row) for row in rows]
-        self._known = dict(zip(rows, records, strict=True))
-        # Each caller has his own: `resources` is a dict, the rest cannot change.
-        return [
-            attrs.evolve(record, resources={key: thaw(value) for key, value in record.resources.items()})
-            for record in records
-        ]
+        before, known, records = self._known, {}, []
+        with _no_collection():
+            for row in rows:
+                found = before.get(row)
+                if found is None:
+                    record = cluster_from_document(*row)
+                    found = record, _copied(record.resources)
+                else:
+                    record = attrs.evolve(found[0], resources=_copied(found[1]))
+                known[row] = found
+                records.append(record)
+        self._known = known
+        return records
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for cycles: there are none in records, and it would look through the whole process.
+
+    It takes half as long again as decoding 1,000 clusters does.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _copied(value: Any) -> Any:
+    """A JSON value of the caller's own."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copied(inner) for inner in value]
+    return value
 
 
 def job_document(record: JobRecord) -> str:
