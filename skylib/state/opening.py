@@ -85,8 +85,6 @@ class Opener:
             self._leave_wal(file, wait_s)
         raw = _connect(path, wait_s)
         try:
-            if identity(path) != file:
-                raise Moved(str(path))
             return raw, file, self._prepare(raw, file, wait_s)
         except Suspect:
             raise
@@ -97,18 +95,30 @@ class Opener:
             raise
 
     def _prepare(self, raw: sqlite3.Connection, file: FileId, wait_s: float) -> bool:
+        """Whether there is a write-ahead log after all."""
         path = self._home.state_db
         version = schema_version(raw)
+        # With the first question SQLite has opened, by their names, what lies beside the file: was that still its own?
+        self._check_still(file)
         check_version(version, path)
         lost = lost_pages(raw, path)
         if lost:
             raise Suspect(f"{lost} pages are missing", file, raw, at_opening=True)
-        has_wal = self._journal(raw, file.device, wait_s)
         raw.execute("PRAGMA foreign_keys = ON")
-        if version < SCHEMA_VERSION:
+        mode = str(raw.execute("PRAGMA journal_mode").fetchone()[0])
+        wants_log = mode != "wal" and not self._is_shared(file.device) and file.device not in self._without_wal
+        if wants_log or version < SCHEMA_VERSION:
             with self._locks.hold("store", operation="migrate the store", timeout_s=_MIGRATION_BOUND_S):
-                migrate(raw, where=path)
-        return has_wal
+                self._check_still(file)
+                if wants_log:
+                    mode = self._begin_log(raw, file, wait_s)
+                if version < SCHEMA_VERSION:
+                    migrate(raw, where=path)
+        return mode == "wal"
+
+    def _check_still(self, file: FileId) -> None:
+        if identity(self._home.state_db) != file:
+            raise Moved(str(self._home.state_db))
 
     def _make(self) -> FileId:
         """A database without tables, mode 0600; SQLite gives what it puts beside it the same mode.
@@ -136,22 +146,21 @@ class Opener:
             raise Moved(str(path))
         return found
 
-    def _journal(self, raw: sqlite3.Connection, device: int, wait_s: float) -> bool:
-        """Whether there is a write-ahead log; begun where it can be, unless somebody uses the store just now."""
-        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
-        if mode != "wal" and not self._is_shared(device) and device not in self._without_wal:
-            raw.execute("PRAGMA busy_timeout = 0")
-            try:
-                (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
-                if mode != "wal":
-                    self._without_wal.add(device)
-                schema_version(raw)  # only now SQLite finds out whether it has the memory for it
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-            finally:
-                raw.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000):d}")
-        return bool(mode == "wal")
+    def _begin_log(self, raw: sqlite3.Connection, file: FileId, wait_s: float) -> str:
+        """The journal mode after an attempt to have a write-ahead log; not while somebody uses the store."""
+        mode = "delete"
+        raw.execute("PRAGMA busy_timeout = 0")
+        try:
+            mode = str(raw.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+            if mode != "wal":
+                self._without_wal.add(file.device)
+            schema_version(raw)  # only now SQLite finds out whether it has the memory for it
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        finally:
+            raw.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000):d}")
+        return mode
 
     def _leave_wal(self, file: FileId, wait_s: float) -> None:
         """See to it that a store on a network file system has no write-ahead log: what is in one goes into the file.
@@ -168,7 +177,11 @@ class Opener:
             except sqlite3.OperationalError:
                 mode = "wal"
         if mode == "wal":
-            with contextlib.closing(_connect(path, wait_s)) as alone:
+            with (
+                self._locks.hold("store", operation="leave the store's log", timeout_s=_MIGRATION_BOUND_S),
+                contextlib.closing(_connect(path, wait_s)) as alone,
+            ):
+                self._check_still(file)
                 alone.execute("PRAGMA locking_mode = EXCLUSIVE")
                 check_version(schema_version(alone), path)
                 alone.execute("PRAGMA journal_mode = DELETE")
