@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import skylib
-from skylib.errors import ClusterBusy, ClusterNotFound, InvalidSpecError, NoCapacityError
+from skylib.errors import ClusterBusy, ClusterNotFound, ConnectError, InvalidSpecError, NoCapacityError
 from skylib.models.discovered import ClusterHealth, MemberState
 from tests.lab import Lab, eventually, make_lab, texts
 from tests.testbed import Host, pool_yaml
@@ -316,3 +316,23 @@ def test_the_mark_follows_the_timer(lab: Lab, other: Lab):
     assert (found.home, found.known, found.autostop) == (str(other.home), True, record.autostop)
     other.client.down("train")
     other.assert_nothing_left()
+
+
+def test_what_was_given_up_here_is_not_adopted_again(make_warm_host: Callable[..., Host], wheels: Path, tmp_path: Path):
+    """A cluster that is known is returned though no host answers; one that this home purged is cleaned by a purge."""
+    host = make_warm_host()
+    made = make_lab(tmp_path / "sky", [host], wheels=wheels, config={"ssh": {"connect_timeout_s": 2}})
+    made.client.launch(made.task("true"), "train").wait(timeout_s=60)
+    host.cut()
+    with pytest.raises(ConnectError, match="did not answer"):
+        made.client.discover("ssh/lab")
+    assert made.client.adopt("train", hosts="ssh/lab").status is skylib.ClusterStatus.UNREACHABLE
+    made.client.down("train", purge=True)
+    host.restore()
+    with pytest.raises(ClusterBusy, match="down before") as over:
+        made.client.adopt("train")
+    assert "purge=True" in str(over.value)
+    made.client.down("train", purge=True)
+    assert made.client.discover("ssh/lab") == []
+    made.assert_nothing_left()
+    made.client.close()
