@@ -226,8 +226,8 @@ def _clean(session: Session, intent: IntentRecord, events: EventSink) -> str:
 
 
 def _settle_unreachable(session: Session, record: ClusterRecord | None, seen: Seen | None) -> None:
-    """In doubt a cluster is UNREACHABLE; one that was stopped stays so, and is not claimed to be more."""
-    if record is None or seen is None or seen.reached or record.status is ClusterStatus.STOPPED:
+    """Without an answer of its head a cluster is UNREACHABLE; one that was stopped stays so, and is not said to be more."""
+    if record is None or seen is None or seen.reached or seen.agent or record.status is ClusterStatus.STOPPED:
         return
     session.store.settle(record.name, ClusterStatus.UNREACHABLE, at=session.clock(), cluster_id=record.cluster_id)
 

@@ -102,22 +102,23 @@ def test_a_launch_whose_cluster_does_not_stand_is_undone(session: Session, lab: 
     assert [host.left() for host in lab.hosts.values()] == [[], []]
 
 
-def test_a_launch_is_kept_while_a_host_is_not_reached(session: Session, lab: ScriptedLab):
+@pytest.mark.parametrize(("host", "known"), [("h1", ClusterStatus.UNREACHABLE), ("h2", ClusterStatus.INIT)])
+def test_a_launch_is_kept_while_a_host_is_not_reached(session: Session, lab: ScriptedLab, host: str, known: ClusterStatus):
     """Nothing is dropped; launch and start say what is the matter; when the host is back it is settled."""
     launch_it(session)
     record = session.require("c")
     forget_up(session, record)
     leave(session, "launch", record, new=True)
-    lab.hosts["h2"].cut()
+    lab.hosts[host].cut()
     done = only(reconcile(session))
-    assert (done.done, done.status, done.blocks) == (Settled.KEPT, ClusterStatus.UNREACHABLE, True)
+    assert (done.done, done.status, done.blocks) == (Settled.KEPT, known, True)
     assert len(session.store.claims()) == 2
     for verb in (launch_it, lambda session: lifecycle.start(session, "c")):
         with pytest.raises(ClusterNotUp, match="a launch of cluster 'c' was not ended") as caught:
             verb(session)
         assert "purge=True" in str(caught.value.hint)
         assert caught.value.retryable
-    lab.hosts["h2"].mend()
+    lab.hosts[host].mend()
     assert only(reconcile(session)).done is Settled.FINISHED
 
 
