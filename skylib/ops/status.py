@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 
 import attrs
 
-from skylib.errors import ClusterBusy, SkyError
+from skylib.errors import AgentError, ClusterBusy, TransportError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus, Settled
@@ -23,7 +23,6 @@ from skylib.transport.fanout import Outcome, fanout
 
 __all__ = ["Seen", "check", "next_status", "refresh", "status"]
 
-ENDINGS_AT_ONCE = 8
 _NOWHERE = "every host was reached, and nothing of the cluster is on any"
 _STOPPED_BY_ITSELF = "idle for long enough, it stopped by itself and gave its hosts back"
 
@@ -33,11 +32,21 @@ class _Unclean(Exception):
 
 
 @attrs.frozen(kw_only=True)
-class _Ending:
-    """A cluster that is gone, or stopped by itself, as far as the look at it tells."""
+class _Asking:
+    """One refresh, and names of clusters. busy: an operation is on it. stuck: what a dead process began is still to be
+    settled; no look but a doubt changes its record. ending: found gone, or stopped by itself.
+    """
 
-    record: ClusterRecord
-    seen: Seen
+    session: Session
+    events: EventSink
+    busy: frozenset[str] = frozenset()
+    stuck: frozenset[str] = frozenset()
+    pen: Pen = attrs.field(factory=Pen)
+    ending: set[str] = attrs.field(factory=set)
+
+    @property
+    def sink(self) -> EventSink:
+        return self.pen.sink(self.events)
 
 
 def status(
@@ -64,44 +73,39 @@ def status(
     if not refresh_first or not records:
         return records
     with session.operation("status") as events:
-        settled = settle_clusters(session, [record.name for record in records], events, patience_s=timeout_s / 2)
-        if settled:  # what a dead process had begun is finished or undone now, or the cluster is left to it
-            known = {record.name: record for record in session.store.clusters([record.name for record in records])}
-            records = [known[record.name] for record in records if record.name in known]
-        stuck = {each.cluster for each in settled if each.blocks or each.done is Settled.BUSY}
-        fresh = _refresh(session, records, events, timeout_s, stuck=stuck)
+        fresh = _refresh_all(session, records, events, timeout_s)
     return [record for record in fresh if record is not None]
 
 
 def refresh(session: Session, record: ClusterRecord, events: EventSink, *, timeout_s: float = 30.0) -> ClusterRecord | None:
     """Ask one cluster, within an operation; None when it is gone."""
-    return _refresh(session, [record], events, timeout_s)[0]
+    return _refresh(_Asking(session=session, events=events), [record], timeout_s)[0]
 
 
-def _refresh(
-    session: Session,
-    records: Sequence[ClusterRecord],
-    events: EventSink,
-    timeout_s: float,
-    *,
-    stuck: Collection[str] = (),
+def _refresh_all(
+    session: Session, records: Sequence[ClusterRecord], events: EventSink, timeout_s: float
 ) -> list[ClusterRecord | None]:
-    """Ask and settle. Threads only look; what they see is written here, and what takes longer under the pen."""
+    """What dead processes had begun is finished or undone first, for up to half of the time, or left to itself."""
     deadline = time.monotonic() + timeout_s
-    asked = {record.name: record for record in records if _is_asked(record) and record.name not in stuck}
-    fresh: dict[str, ClusterRecord | None] = {}
-    endings: list[_Ending] = []
-    for outcome in fanout(lambda record: look(session, record), asked.values(), patience_s=timeout_s):
-        seen = _seen(outcome)
-        if seen is None:
-            continue
-        record = outcome.item
-        found = next_status(record.status, record.num_nodes, seen)
-        if found is None or found is ClusterStatus.STOPPED:
-            endings.append(_Ending(record=record, seen=seen))
-        elif found is not record.status:
-            fresh[record.name] = note(session, record, found)
-    fresh.update(_end_all(session, endings, events, deadline))
+    names = [record.name for record in records]
+    settled = settle_clusters(session, names, events, patience_s=timeout_s / 2)
+    if settled:
+        known = {record.name: record for record in session.store.clusters(names)}
+        records = [known[name] for name in names if name in known]
+    busy = frozenset(each.cluster for each in settled if each.done is Settled.BUSY)
+    stuck = frozenset(each.cluster for each in settled if each.blocks)
+    asking = _Asking(session=session, events=events, busy=busy, stuck=stuck)
+    return _refresh(asking, records, max(0.0, deadline - time.monotonic()))
+
+
+def _refresh(asking: _Asking, records: Sequence[ClusterRecord], timeout_s: float) -> list[ClusterRecord | None]:
+    """Each cluster is asked by a thread, which settles what it saw. The pen is put down when the time is over."""
+    asked = {record.name: record for record in records if _is_asked(record) and record.name not in asking.busy}
+    try:
+        outcomes = fanout(lambda record: _ask(asking, record), asked.values(), patience_s=timeout_s)
+    finally:
+        asking.pen.put_down()
+    fresh = {outcome.item.name: _outcome(asking, outcome) for outcome in outcomes}
     return [fresh.get(record.name, record) for record in records]
 
 
@@ -110,78 +114,73 @@ def _is_asked(record: ClusterRecord) -> bool:
     return record.status is not ClusterStatus.STOPPED and bool(record.nodes)
 
 
-def _seen(outcome: Outcome[ClusterRecord, Seen | None]) -> Seen | None:
-    """None when nothing can be said: not asked, or not understood. Raises what is no trouble of one cluster."""
+def _ask(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
+    seen = look(asking.session, record)
+    if seen is None:
+        return record
+    found = next_status(record.status, record.num_nodes, seen)
+    if record.name in asking.stuck and found is not ClusterStatus.UNREACHABLE:
+        return record
+    if found is None or found is ClusterStatus.STOPPED:
+        asking.ending.add(record.name)
+        return _end(asking, record, seen)
+    if found is record.status:
+        return record
+    with asking.pen:
+        return note(asking.session, record, found)
+
+
+def _outcome(asking: _Asking, outcome: Outcome[ClusterRecord, ClusterRecord | None]) -> ClusterRecord | None:
+    """What is late could not tell how it is; what had no turn is as it was, and what is about to end is asked again."""
+    record = outcome.item
     if outcome.ok:
         return outcome.value
     if isinstance(outcome.error, CancelledError):
-        return None
-    if isinstance(outcome.error, (SkyError, TimeoutError)):
-        return Seen(reached=False)
-    return outcome.get()
+        return record
+    if not isinstance(outcome.error, (AgentError, TransportError)) and type(outcome.error) is not TimeoutError:
+        return outcome.get()
+    if record.name in asking.ending:
+        return asking.session.store.cluster(record.name)
+    if record.status is ClusterStatus.UNREACHABLE:
+        return record
+    return note(asking.session, record, ClusterStatus.UNREACHABLE)
 
 
-def _end_all(
-    session: Session, endings: Sequence[_Ending], events: EventSink, deadline: float
-) -> dict[str, ClusterRecord | None]:
-    """What became of them; those not done in time are asked again the next time."""
-    left_s = deadline - time.monotonic()
-    if not endings or left_s <= 0:
-        return {}
-    pen = Pen()
-    try:
-        outcomes = fanout(
-            lambda ending: _end(session, ending, pen.sink(events), pen),
-            endings,
-            limit=ENDINGS_AT_ONCE,
-            patience_s=left_s,
-        )
-    finally:
-        pen.put_down()
-    done: dict[str, ClusterRecord | None] = {}
-    for outcome in outcomes:
-        if outcome.error is not None and not isinstance(outcome.error, (CancelledError, TimeoutError, SkyError)):
-            raise outcome.error
-        name = outcome.item.record.name
-        done[name] = outcome.value if outcome.ok else session.store.cluster(name)
-    return done
-
-
-def _end(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> ClusterRecord | None:
+def _end(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecord | None:
     """Under the cluster's lock. What an operation is on, or a dead one left half-done, is not ours to end."""
-    record = ending.record
+    session = asking.session
     try:
         with session.hold(record.name, "status", 0.0):
             now = session.store.cluster(record.name)
             if now is None or mark_of(now) != mark_of(record) or session.left_intents(record.name):
                 return now
-            if ending.seen.stopped:
-                return _give_up(session, ending, events, pen)
-            return _forget(session, record, events, pen)
+            return _give_up(asking, record, seen) if seen.stopped else _forget(asking, record)
     except (ClusterBusy, _Unclean):
         return session.store.cluster(record.name)
 
 
-def _forget(session: Session, record: ClusterRecord, events: EventSink, pen: Pen) -> ClusterRecord | None:
+def _forget(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
     """Nothing of it is anywhere: into history with it, its hosts are free. All nodes are asked once more, under the lock."""
+    session = asking.session
     traces = traces_of(session, record)
     if len(traces) < record.num_nodes or any(trace is not Trace.NONE for trace in traces):
         return record
-    with pen:
+    with asking.pen:
         session.forget_agent(record.cluster_id)
-        give_back(session, record, events)
+        give_back(session, record, asking.sink)
         session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id, reason=_NOWHERE)
     return None
 
 
-def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> ClusterRecord | None:
+def _give_up(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecord | None:
     """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
 
     Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is late
     late, or not clean, leaves its intent open: whoever holds the cluster next goes on with it.
     """
-    record = ending.record
-    operation = "release" if ending.seen.released else "stop"
+    session, pen = asking.session, asking.pen
+    operation = "release" if seen.released else "stop"
+    until = _used_until(session, record, seen)
     with ExitStack() as intent:
         with pen:
             details = {"cluster_id": record.cluster_id, "was": record.status.value}
@@ -192,19 +191,18 @@ def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> 
         try:
             missing = bring_logs_home(session, record, pen=pen)
             pen.check()
-            release = ending.seen.released and not missing
-            receipts = (end_and_release if release else end_everywhere)(session, record, events)
-        except SkyError:
+            release = seen.released and not missing
+            receipts = (end_and_release if release else end_everywhere)(session, record, asking.sink)
+        except Exception:  # whatever it is, when it is late nobody is told
             pen.check()
             raise
         with pen, intent:
-            until = _used_until(session, ending)
             if not release:
                 settle = session.store.settle
                 return settle(record.name, ClusterStatus.STOPPED, at=until, cluster_id=record.cluster_id, used_until=until)
             if not all(receipt.clean for receipt in receipts):
                 raise _Unclean
-            give_back(session, record, events)
+            give_back(session, record, asking.sink)
             session.store.remove_cluster(
                 record.name,
                 at=session.clock(),
@@ -215,12 +213,12 @@ def _give_up(session: Session, ending: _Ending, events: EventSink, pen: Pen) -> 
             return None
 
 
-def _used_until(session: Session, ending: _Ending) -> float:
+def _used_until(session: Session, record: ClusterRecord, seen: Seen) -> float:
     """When it stopped, as the node says; else when it was last known to be in use."""
     now = session.clock()
-    if ending.seen.stopped_at is not None:
-        return min(ending.seen.stopped_at, now)
-    return ending.record.status_since if ending.record.status is ClusterStatus.UNREACHABLE else now
+    if seen.stopped_at is not None:
+        return min(seen.stopped_at, now)
+    return record.status_since if record.status is ClusterStatus.UNREACHABLE else now
 
 
 def check(session: Session) -> list[InfraStatus]:
