@@ -137,9 +137,14 @@ class Opener:
             beside = path.with_name(f".{path.name}.new")
             for end in ("", *BESIDE):  # of a process that was killed here
                 beside.with_name(beside.name + end).unlink(missing_ok=True)
-            os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as new:
-                new.execute(f"PRAGMA application_id = {_APPLICATION_ID:d}")
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as new:
+                    new.execute("PRAGMA synchronous = OFF")
+                    new.execute(f"PRAGMA application_id = {_APPLICATION_ID:d}")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             _put_in_place(beside, path)
             found = identity(path)
         if found is None:
