@@ -175,7 +175,7 @@ def _forget(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
 def _give_up(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecord | None:
     """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
 
-    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is late
+    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is
     late, or not clean, leaves its intent open: whoever holds the cluster next goes on with it.
     """
     session, pen = asking.session, asking.pen
