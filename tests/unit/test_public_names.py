@@ -59,6 +59,7 @@ CLIENT = {
     "adopt": "name * cluster_id hosts",
     "cost_report": "days",
     "check": "",
+    "forget_host_key": "host",
     "close": "",
 }
 JOB = {
