@@ -148,7 +148,7 @@ def _refuse_unfit(session: Session, record: ClusterRecord) -> None:
     hosts = {node.host for node in record.nodes}
     if hosts & held.keys():
         raise no_capacity(record.infra, {host: held[host] for host in sorted(hosts & held.keys())}, len(hosts))
-    for life in session.store.history():
+    for life in session.store.history(name=record.name):
         if life.cluster_id == record.cluster_id and life.ended_at is not None:
             raise ClusterBusy(
                 f"this home has taken cluster {record.name!r} ({record.cluster_id}) down before",

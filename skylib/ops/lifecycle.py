@@ -56,7 +56,7 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
 
 
 def _clean_again(session: Session, name: str, events: EventSink) -> DownReceipt:
-    past = next((each.record for each in session.store.history() if each.name == name), None)
+    past = next((each.record for each in session.store.history(name=name)), None)
     if past is None:
         session.require(name)
         raise AssertionError("unreachable")  # pragma: no cover

@@ -219,7 +219,7 @@ def _undo(session: Session, intent: IntentRecord, record: ClusterRecord, events:
 
 
 def _clean(session: Session, intent: IntentRecord, events: EventSink) -> str:
-    for past in session.store.history():
+    for past in session.store.history(name=intent.cluster):
         if past.cluster_id == intent.details.get("cluster_id"):
             clean_again(session, past.record, events)
     return ""
