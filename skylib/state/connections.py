@@ -113,16 +113,17 @@ class Connections:
 
     def _once(self, action: Callable[[_Opened], _T]) -> _T:
         """Raises _Busy, StateError."""
+        self._watch_forks()
         try:
-            try:
-                with self._own_connection() as opened:
-                    return opened.use(action, self._path)
-            except Suspect as suspect:
+            with self._gate.inside():
                 try:
-                    raise self._judged(suspect) from suspect.__cause__
-                finally:
-                    if suspect.at_opening and suspect.raw is not None:
-                        suspect.raw.close()
+                    return self._own_connection().use(action, self._path)
+                except Suspect as suspect:
+                    try:
+                        raise self._judged(suspect) from suspect.__cause__
+                    finally:
+                        if suspect.at_opening and suspect.raw is not None:
+                            suspect.raw.close()
         except Moved as moved:
             raise _Busy(f"{moved} was replaced again and again") from moved
         except sqlite3.Error as error:
@@ -162,28 +163,25 @@ class Connections:
                     return damage.cannot_move(self._path, wrong, error)
                 return damage.store_damaged(self._home, wrong, saved, clusters)
 
-    @contextlib.contextmanager
-    def _own_connection(self) -> Iterator[_Opened]:
-        """This thread's connection to the file that is at the path now."""
-        self._watch_forks()
-        with self._gate.inside():
-            thread = threading.current_thread()
-            opened = self._open.get(thread)
-            if opened is not None and damage.identity(self._path) != opened.file:
-                # Closed like that, SQLite leaves alone what lies at the path now.
-                with self._mutex:
-                    del self._open[thread]
-                opened.raw.close()
-                opened = None
-            if opened is None:
-                opened = _Opened(*self._opener.open(wait_s=_STATEMENT_WAIT_S))
-                with self._mutex:
-                    ended = [other for other in self._open if not other.is_alive()]
-                    unused = [self._open.pop(other) for other in ended]
-                    self._open[thread] = opened
-                for other in unused:
-                    other.raw.close()
-            yield opened
+    def _own_connection(self) -> _Opened:
+        """This thread's connection to the file that is at the path now. Inside the gate."""
+        thread = threading.current_thread()
+        opened = self._open.get(thread)
+        if opened is not None:
+            if damage.identity(self._path) == opened.file:
+                return opened
+            # Closed when the path leads elsewhere, SQLite leaves alone what lies there now.
+            with self._mutex:
+                del self._open[thread]
+            opened.raw.close()
+        opened = _Opened(*self._opener.open(wait_s=_STATEMENT_WAIT_S))
+        with self._mutex:
+            ended = [other for other in self._open if not other.is_alive()]
+            unused = [self._open.pop(other) for other in ended]
+            self._open[thread] = opened
+        for other in unused:
+            other.raw.close()
+        return opened
 
     def _close_idle(self, busy: set[int]) -> None:
         """Close the connections of all threads but those. With the gate shut."""
