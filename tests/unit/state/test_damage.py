@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -189,6 +190,32 @@ def test_eight_processes_see_the_damage_and_one_moves_the_store(home: SkyHome, o
     assert b"told" in told
     assert told <= {b"told", b"unseen"}
     assert len([path for path in home.root.glob("state.db.damaged-*") if path.name.endswith("Z")]) == 1
+
+
+def test_threads_of_one_client_see_the_damage_together(home: SkyHome, store: SqliteStore) -> None:
+    """One copy; whoever saw it is told where it is; all go on with the new store."""
+    filled(home, 100)
+    together = threading.Barrier(8)
+
+    def work(number: int) -> tuple[str, ...]:
+        saved: tuple[str, ...] = ()
+        assert store.claims()
+        together.wait(30)
+        if number == 0:
+            spoil(home.state_db, first_byte=3 * 4096)
+        together.wait(30)
+        try:
+            store.history()
+        except StoreDamaged as error:
+            saved = error.saved
+        together.wait(30)
+        store.begin_launch(cluster_record(f"new-{number}"))
+        return saved
+
+    with ThreadPoolExecutor(8) as pool:
+        told = set(pool.map(work, range(8))) - {()}
+    assert len({saved[0] for saved in told}) == 1
+    assert len(store.clusters()) == 8
 
 
 def test_a_healthy_store_that_came_in_between_stays(home: SkyHome) -> None:
