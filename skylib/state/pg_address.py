@@ -35,17 +35,17 @@ class Address:
 
 def address_of(url: Secret | str) -> Address:
     """Raises ConfigError, which does not show the URL, when it is no URL of a PostgreSQL database."""
-    given = Secret(url) if isinstance(url, str) else url
-    if not isinstance(given, Secret):
-        raise ConfigError(f"db is a URL as text, not {kind_of(given)}", key="db", hint=_HINT)
+    url = Secret(url) if isinstance(url, str) else url
+    if not isinstance(url, Secret):
+        raise ConfigError(f"db is a URL as text, not {kind_of(url)}", key="db", hint=_HINT)
     problem = ""
     try:
-        where = place_of(given).masked
+        where = place_of(url).masked
     except ValueError as error:
         problem = str(error)
     if problem:
         raise ConfigError(f"db {problem}", key="db", hint=_HINT)
-    return Address(url=given, where=where, hidden=_hidden(given.reveal()))
+    return Address(url=url, where=where, hidden=_hidden(url.reveal()))
 
 
 def _hidden(url: str) -> tuple[Secret, ...]:

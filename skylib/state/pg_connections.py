@@ -157,7 +157,8 @@ class PgConnections:
             waited_s = time.monotonic() - began
             if waited_s + wait_s >= self._bound_s:
                 break
-            self._tell(problem, waited_s)
+            if wait_s:  # a connection that broke while nobody used it is no news
+                self._tell(problem, waited_s, first=wait_s == _FIRST_WAIT_S)
             time.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(max(wait_s * 2, _FIRST_WAIT_S), _LONGEST_WAIT_S)
         raise self._given_up(problem, time.monotonic() - began, unsettled())
@@ -185,9 +186,9 @@ class PgConnections:
         else:
             self.pool.give_back(link)
 
-    def _tell(self, problem: Exception, waited_s: float) -> None:
+    def _tell(self, problem: Exception, waited_s: float, *, first: bool) -> None:
         facts = {"database": self.where, "error": str(problem), "waited_s": round(waited_s, 3)}
-        _log.warning("%s is away, trying again: %s", self.where, problem)
+        _log.log(logging.WARNING if first else logging.DEBUG, "%s is away, trying again: %s", self.where, problem)
         self._events(Event(step="state.database", phase=Phase.NOTE, at=time.time(), facts=facts))
 
     def _busy(self, said: str) -> StateError:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -226,26 +227,36 @@ def _parameters(address: Address, application: str, timeout_s: float) -> dict[st
 def _connection_class() -> type[psycopg.Connection[Any]]:
     """A connection that does not wait for ever for a server that was stopped but not closed."""
     import psycopg
+    from psycopg.waiting import Ready, Wait
 
     class BoundedConnection(psycopg.Connection[Any]):
         deadline = 0.0
 
         def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-            return super().wait(_bounded(gen, self), *args, **options)
-
-    def _bounded(gen: Any, connection: BoundedConnection) -> Generator[Any, Any, Any]:
-        try:
-            wanted = next(gen)
-            while True:
-                ready = yield wanted
-                if not ready and time.monotonic() > connection.deadline > 0.0:
-                    gen.close()
-                    raise _Silent
-                wanted = gen.send(ready)
-        except StopIteration as end:
-            return end.value
+            """Run what psycopg does in steps that each need the socket, until the deadline. An interrupt ends it."""
+            try:
+                wanted = next(gen)
+                while True:
+                    readable, writable = _ready(
+                        self.fileno(), wanted & Wait.R, wanted & Wait.W, within_s=self.deadline - time.monotonic()
+                    )
+                    if not (readable or writable):
+                        raise _Silent
+                    wanted = gen.send(Ready.RW if readable and writable else Ready.R if readable else Ready.W)
+            except StopIteration as end:
+                return end.value
 
     return BoundedConnection
+
+
+def _ready(descriptor: int, read: int, write: int, *, within_s: float) -> tuple[bool, bool]:
+    """Whether it can be read, and written, as asked for; neither when the time is up. A broken one can."""
+    poll = select.poll()
+    poll.register(descriptor, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
+    for _, seen in poll.poll(max(0.0, within_s) * 1000):
+        broken = select.POLLERR | select.POLLHUP | select.POLLNVAL
+        return bool(read and seen & (select.POLLIN | broken)), bool(write and seen & (select.POLLOUT | broken))
+    return False, False
 
 
 def _query(sql: str) -> bytes:

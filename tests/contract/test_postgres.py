@@ -1,4 +1,4 @@
-"""Transactions in PostgreSQL when things go wrong: servers that die, connections cut at COMMIT, forks, missing rights."""
+"""Transactions in PostgreSQL, also when things go wrong: servers that die, connections cut at COMMIT, forks, rights."""
 
 from __future__ import annotations
 
