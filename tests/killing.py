@@ -22,7 +22,6 @@ import attrs
 __all__ = ["CLUSTER", "KillPoint", "VERBS", "live", "record"]
 
 CLUSTER = "c"
-KEY = "once"
 IDLE_MINUTES = 30
 VERBS = ("launch", "autostop", "exec", "stop", "start", "down")
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -41,9 +40,9 @@ class KillPoint:
         return f"{self.verb}: {self.what}" + (f" ({self.number})" if self.number > 1 else "")
 
 
-def live(home: Path, workdir: Path, verb: str, point: KillPoint | None) -> bool:
-    """Run the verb in a child that dies at the point (None: not at all); whether it did. A verb that fails is raised."""
-    done = _child(home, workdir, verb, point, None)
+def live(home: Path, workdir: Path, point: KillPoint, *, key: str) -> bool:
+    """Run the verb in a child that dies at the point; whether it did. key: of the job. A verb that fails is raised."""
+    done = _child(home, workdir, point.verb, key, point=point)
     if done.returncode == -signal.SIGKILL:
         return True
     assert done.returncode == 0, done.stderr
@@ -52,18 +51,19 @@ def live(home: Path, workdir: Path, verb: str, point: KillPoint | None) -> bool:
 
 def record(home: Path, workdir: Path, verb: str, notes: Path) -> list[KillPoint]:
     """Run the verb to its end; the points that it came by, in order."""
-    done = _child(home, workdir, verb, None, notes)
+    done = _child(home, workdir, verb, f"recorded {verb}", notes=notes)
     assert done.returncode == 0, done.stderr
     return [KillPoint(verb, what, number) for what, number in json.loads(notes.read_text())]
 
 
 def _child(
-    home: Path, workdir: Path, verb: str, point: KillPoint | None, notes: Path | None
+    home: Path, workdir: Path, verb: str, key: str, *, point: KillPoint | None = None, notes: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     given = {
         "home": str(home),
         "workdir": str(workdir),
         "verb": verb,
+        "key": key,
         "point": None if point is None else [point.what, point.number],
         "notes": None if notes is None else str(notes),
     }
@@ -83,12 +83,16 @@ class Fate:
         self._seen: list[tuple[str, int]] = []
 
     def watch_sqlite(self) -> None:
-        """Every connection that is opened from now on tells of its commits."""
+        """Every connection that is opened from now on tells of the commits of what it writes."""
         meet, connect = self.meet, sqlite3.connect
 
         class Told(sqlite3.Connection):
+            writes = False
+
             def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
-                if not sql.startswith("COMMIT"):
+                if sql.startswith("BEGIN"):
+                    self.writes = sql == "BEGIN IMMEDIATE"
+                if not sql.startswith("COMMIT") or not self.writes:
                     return super().execute(sql, *args)
                 meet("before commit")
                 done = super().execute(sql, *args)
@@ -124,8 +128,8 @@ def main(given: dict[str, Any]) -> None:
     )
     client = skylib.Client(given["home"], events=fate.passed)
     acts = {
-        "launch": lambda: client.launch(task, CLUSTER, key=KEY),
-        "exec": lambda: client.exec(task, CLUSTER, key=f"{KEY}-more"),
+        "launch": lambda: client.launch(task, CLUSTER, key=given["key"]),
+        "exec": lambda: client.exec(task, CLUSTER, key=given["key"]),
         "stop": lambda: client.stop(CLUSTER),
         "start": lambda: client.start(CLUSTER),
         "down": lambda: client.down(CLUSTER),

@@ -22,7 +22,7 @@ from skylib.errors import ClusterNotFound
 from skylib.events import Event, Phase
 from skylib.session import Session
 from skylib.state.base import StateStore
-from tests.killing import CLUSTER, IDLE_MINUTES, KEY, VERBS, KillPoint, live, record
+from tests.killing import CLUSTER, IDLE_MINUTES, VERBS, KillPoint, live, record
 from tests.lab import Lab, eventually, make_lab
 from tests.testbed import Host
 
@@ -58,6 +58,7 @@ class Sweep:
         self.lab = lab
         self.workdir = workdir
         self._events: list[Event] = []
+        self._key = ""
         self.client = skylib.Client(lab.home, events=self._events.append)
         self.task = lab.task("cat file", num_nodes=2, workdir=str(workdir))
 
@@ -90,9 +91,10 @@ class Sweep:
         died, problem = False, ""
         self._ready_for(point.verb)
         self._events.clear()
+        self._key = f"{point} {time.time()}"
         began = time.perf_counter()
         try:
-            died = live(self.lab.home, self.workdir, point.verb, point)
+            died = live(self.lab.home, self.workdir, point, key=self._key)
             began = time.perf_counter()
             self._follow(point.verb if following == "the same" else following)
             self._consistent()
@@ -119,7 +121,7 @@ class Sweep:
                 self.client.down(CLUSTER)
             return
         if not known:
-            self.client.launch(self.task, CLUSTER, key=KEY)
+            self.client.launch(self.task, CLUSTER).wait()
         elif known[0].status is not UP and verb != "start":
             self.client.start(CLUSTER)
         if verb == "start" and self.client.status(CLUSTER)[0].status is UP:
@@ -145,16 +147,16 @@ class Sweep:
             getattr(self, f"_{following}")()
 
     def _launch(self) -> None:
-        job = self.client.launch(self.task, CLUSTER, key=KEY)
-        assert job.wait(timeout_s=60).status is skylib.JobStatus.SUCCEEDED
-        assert [each.key for each in self.client.queue(CLUSTER)].count(KEY) == 1
+        self._once(self.client.launch(self.task, CLUSTER, key=self._key))
         assert self.client.status(CLUSTER)[0].status is UP
 
     def _exec(self) -> None:
-        key = f"{KEY}-more"
-        job = self.client.exec(self.task, CLUSTER, key=key)
+        self._once(self.client.exec(self.task, CLUSTER, key=self._key))
+
+    def _once(self, job: skylib.Job) -> None:
+        """The job ran, whoever submitted it, and ran once."""
         assert job.wait(timeout_s=60).status is skylib.JobStatus.SUCCEEDED
-        assert [each.key for each in self.client.queue(CLUSTER)].count(key) == 1
+        assert [each.key for each in self.client.queue(CLUSTER)].count(self._key) == 1
 
     def _stop(self) -> None:
         self.client.stop(CLUSTER)
