@@ -117,7 +117,7 @@ def _autostop(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) ->
 
 
 def _job(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Decision:
-    if record.status is _STOPPED:
+    if record.status is _STOPPED or (seen is not None and seen.stopped):
         return Decision(act=Act.NOTE, why="the cluster is stopped: its queue is known again when it is started")
     if seen is None or not seen.agent:
         return Decision(act=Act.KEEP, why="the agent does not answer: what became of the job cannot be told")

@@ -31,8 +31,8 @@ IN_DOUBT = ("unreached", "worker cut")
 # Each operation on a record of its own cluster: what it comes to, in the order of SEEN.
 TABLE = {
     "launch, half": (UNDO, KEEP, KEEP, FINISH, UNDO, UNDO, UNDO, UNDO, UNDO),
-    "launch, made": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, KEEP),
-    "launch, old": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, KEEP),
+    "launch, made": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
+    "launch, old": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "start, agents": (NOTE, NOTE, NOTE, FINISH, NOTE, NOTE, NOTE, NOTE, NOTE),
     "start, anew": (UNDO, KEEP, KEEP, FINISH, UNDO, UNDO, UNDO, UNDO, UNDO),
     "stop": (FINISH, KEEP, KEEP, *[FINISH] * 6),
@@ -40,8 +40,8 @@ TABLE = {
     "down, purge": (FINISH,) * 9,
     "release": (FINISH, KEEP, KEEP, *[FINISH] * 6),
     "autostop": (KEEP, KEEP, KEEP, FINISH, FINISH, FINISH, KEEP, NOTE, NOTE),
-    "exec": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, KEEP),
-    "cancel": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, KEEP),
+    "exec": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
+    "cancel": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "clean": (FINISH,) * 9,
     "of another skylib": (KEEP,) * 9,
 }
