@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -38,11 +38,12 @@ def ranks_text(lines: Sequence[LogLine]) -> list[tuple[int, str]]:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Lab:
-    """A home whose pool `lab` has the hosts, and a client of it."""
+    """A home whose pool `lab` has the hosts, and a client of it. config: what the client was given."""
 
     home: Path
     hosts: tuple[Host, ...]
     client: skylib.Client
+    config: Mapping[str, object] = attrs.field(factory=dict)
 
     def task(self, run: str = "echo hello", **fields: object) -> skylib.Task:
         """A task for this pool."""
@@ -60,7 +61,7 @@ class Lab:
     def assert_nothing_left(self) -> None:
         """No record, no held host, no process, no mark on any host that is up."""
         assert self.client.status() == []
-        store = Session(self.home).store
+        store = Session(self.home, config=self.config).store
         assert store.claims() == {}
         assert store.open_intents() == []
         store.close()
@@ -83,7 +84,7 @@ def make_lab(
     if wheels is not None:
         home.joinpath("runtime").mkdir(mode=0o700, exist_ok=True)
         home.joinpath("runtime", "wheels").symlink_to(wheels)
-    return Lab(home=home, hosts=tuple(hosts), client=skylib.Client(home, config=config))
+    return Lab(home=home, hosts=tuple(hosts), client=skylib.Client(home, config=config), config=config or {})
 
 
 def copy_runtime(source: Host, target: Host) -> None:
