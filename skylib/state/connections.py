@@ -41,6 +41,7 @@ _T = TypeVar("_T")
 # How long one statement waits inside SQLite, and how long a call goes on trying in all.
 _STATEMENT_WAIT_S = 5.0
 _BUSY_BOUND_S = 30.0
+_TURN_S = 0.002  # how often a write asks for its turn
 # How long a fork, or close(), waits for other threads to finish what they do with the store.
 _FORK_WAIT_S = 15.0
 _CLOSE_WAIT_S = 60.0
@@ -83,7 +84,7 @@ class Connections:
     def write(self, action: Callable[[Connection], _T], *, durable: bool = True) -> _T:
         def writing(opened: _Opened) -> _T:
             opened.sync(durable=durable)
-            with opened.transaction("BEGIN IMMEDIATE"):
+            with opened.transaction("BEGIN IMMEDIATE", contended=True):
                 return action(_Writing(opened.database()))
 
         return self._trying(writing)
@@ -273,14 +274,39 @@ class _Opened:
         return self._database
 
     @contextlib.contextmanager
-    def transaction(self, begin: str) -> Iterator[None]:
-        self.raw.execute(begin)
+    def transaction(self, begin: str, *, contended: bool = False) -> Iterator[None]:
+        """contended: only one at a time can be in it, of all processes."""
+        if contended:
+            self._take_turn(begin)
+        else:
+            self.raw.execute(begin)
         try:
             yield
             self.raw.execute("COMMIT")
         finally:
             if self.raw.in_transaction:
                 self.raw.execute("ROLLBACK")
+
+
+    def _take_turn(self, begin: str) -> None:
+        """Ask often, and after a long wait as often as at first. Raises sqlite3.Error.
+
+        SQLite's own waiting asks ever more seldom, up to 100 ms apart: where many write without a pause, who has waited
+        long finds another one there every time.
+        """
+        deadline = time.monotonic() + _STATEMENT_WAIT_S
+        self.raw.execute("PRAGMA busy_timeout = 0")
+        try:
+            while True:
+                try:
+                    self.raw.execute(begin)
+                    return
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() >= deadline:
+                        raise
+                time.sleep(_TURN_S * random.uniform(0.5, 1.5))
+        finally:
+            self.raw.execute(f"PRAGMA busy_timeout = {_STATEMENT_WAIT_S * 1000:.0f}")
 
 
 class _Reading:
