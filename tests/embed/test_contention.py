@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +177,31 @@ def test_twenty_processes_lose_nothing(home: Home, tmp_path: Path):
     counts = sum((Counter(json.loads(each)) for each in said), Counter())
     assert counts["claimed"] > 0
     _agrees(home, counts)
+
+
+def test_every_writer_has_its_turn(home: Home):
+    """20 processes that write without a pause: no write waits for more than 60 % of the time that all take together."""
+    made = home.session()
+    assert made.store.clusters() == []
+    made.close()
+
+    def work(number: int) -> Callable[[], bytes]:
+        def run() -> bytes:
+            session, waits = home.session(), []
+            for life in range(OPERATIONS // 2):
+                began = time.monotonic()
+                session.store.begin_launch(cluster_record(f"p{number}", f"p{number}-{life}"))
+                begun = time.monotonic()
+                session.store.remove_cluster(f"p{number}", at=200.0)
+                waits += [begun - began, time.monotonic() - begun]
+            session.close()
+            return json.dumps(max(waits)).encode()
+
+        return run
+
+    began = time.monotonic()
+    longest = max(map(json.loads, run_at_once([work(number) for number in range(PROCESSES)], timeout_s=PATIENCE_S)))
+    assert longest < 0.6 * (time.monotonic() - began)
 
 
 def test_sixteen_threads_and_their_forks_lose_nothing(home: Home, tmp_path: Path):
