@@ -186,7 +186,6 @@ def _made_ready(connection: psycopg.Connection[Any], address: Address, answer_s:
     from psycopg.types.numeric import FloatLoader
 
     connection.adapters.register_loader("numeric", FloatLoader)  # what sums of integers are
-    connection.prepare_threshold = None  # a pooler may give each transaction another server process
     link = Link(connection, address, answer_s=answer_s)
     try:
         version = connection.info.server_version
