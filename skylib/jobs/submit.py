@@ -22,7 +22,7 @@ from skylib.runtime.agent_client import AgentClient
 __all__ = ["OWN_KEY", "Submitted", "demand_of", "job_spec", "own_key", "setup_hash", "submit"]
 
 OWN_KEY = "~"  # begins a key that the user did not give: with one, a submit can be asked twice when its channel breaks
-DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none (facts: jobs)
+DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none
 
 
 @attrs.frozen(kw_only=True)

@@ -13,6 +13,8 @@ from skylib.session import Session
 
 __all__ = ["hold"]
 
+_MAKING = frozenset({"launch", "adopt"})  # they need no cluster of that name
+
 
 @contextmanager
 def hold(
@@ -28,7 +30,7 @@ def hold(
 
     replaces: the operation does more than finish or undo what was left: that is not done before, but over with its
     success. Raises ClusterBusy with who holds the lock; ClusterNotUp when what was left cannot be settled now;
-    ClusterNotFound when settling it took the cluster away, which a launch does not mind.
+    ClusterNotFound when settling it took the cluster away, which launch and adopt do not mind.
     """
     with session.hold(name, operation, timeout_s):
         left = session.left_intents(name)
@@ -57,7 +59,7 @@ def _refuse(session: Session, name: str, operation: str, settled: list[Reconcile
             retryable=True,
         )
     gone = next((each for each in settled if each.status is None and each.done is not Settled.NOTED), None)
-    if gone is not None and operation != "launch" and not replaces and session.store.cluster(name) is None:
+    if gone is not None and operation not in _MAKING and not replaces and session.store.cluster(name) is None:
         raise ClusterNotFound(
             f"cluster {name!r} is gone: a {gone.operation} that was not ended (by {gone.began}) is {gone.done.value} now",
             cluster=name,

@@ -6,10 +6,10 @@ import attrs
 
 from skylib.errors import ClusterNotUp
 from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.ops.look import look, next_status, note, stopped_by_itself
+from skylib.ops.look import look, next_status, note
 from skylib.session import Session
 
-__all__ = ["Life", "life_of", "require_up", "stopped_by_itself"]
+__all__ = ["Life", "life_of", "require_up"]
 
 _ASKABLE = (ClusterStatus.UP, ClusterStatus.AUTOSTOPPING, ClusterStatus.UNREACHABLE, ClusterStatus.INIT)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import attrs
 
@@ -151,16 +150,17 @@ def _bring_up(
     return _settle_up(session, record, standing)
 
 
-def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluster | None = None) -> ClusterRecord:
-    changes: dict[str, Any] = {}
-    if standing is not None:
-        changes = {
-            "nodes": standing.nodes,
-            "ray_port": standing.ray_port,
-            "dashboard_port": standing.dashboard_port,
-            "ray_version": standing.ray_version,
-        }
-    return session.store.settle(record.name, ClusterStatus.UP, at=session.clock(), cluster_id=record.cluster_id, **changes)
+def _settle_up(session: Session, record: ClusterRecord, standing: StandingCluster) -> ClusterRecord:
+    return session.store.settle(
+        record.name,
+        ClusterStatus.UP,
+        at=session.clock(),
+        cluster_id=record.cluster_id,
+        nodes=standing.nodes,
+        ray_port=standing.ray_port,
+        dashboard_port=standing.dashboard_port,
+        ray_version=standing.ray_version,
+    )
 
 
 def _member(session: Session, cluster: str, number: int, offer: Offer, address: HostAddress, facts: NodeFacts) -> Member:

@@ -8,7 +8,7 @@ from skylib.jobs import polling
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_everywhere, raise_unclean
-from skylib.ops.lives import stopped_by_itself
+from skylib.ops.look import stopped_by_itself
 from skylib.ops.provision import bring_up_again
 from skylib.ops.recovery import never_up
 from skylib.ops.standing import settle_standing

@@ -46,11 +46,16 @@ class Gate:
             while self._shut_by not in (None, me):
                 self._changed.wait()
             self._shut_by = me
-            while set(self._inside) - {me}:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    break
-                self._changed.wait(left_s)
+            try:
+                while set(self._inside) - {me}:
+                    left_s = deadline - time.monotonic()
+                    if left_s <= 0:
+                        break
+                    self._changed.wait(left_s)
+            except BaseException:  # interrupted: whoever called has nothing to open
+                self._shut_by = None
+                self._changed.notify_all()
+                raise
             return set(self._inside)
 
     def open(self) -> None:

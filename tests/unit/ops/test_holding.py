@@ -11,12 +11,13 @@ import attrs
 import pytest
 
 from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound
-from skylib.events import Event
+from skylib.events import Event, discard
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import Reconciled, Settled
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.ops import execute, joblogs, launch, lifecycle, status
+from skylib.ops.holding import hold
 from skylib.ops.reconcile import reconcile
 from skylib.session import Session
 from tests.doom import Doom, Wires
@@ -274,6 +275,14 @@ def test_status_settles_what_is_left_when_it_asks_the_nodes_and_only_then(sessio
     assert status.status(session)[0].status is ClusterStatus.UP
     assert session.store.open_intents() != []
     assert status.status(session, refresh_first=True)[0].status is ClusterStatus.STOPPED
+
+
+@pytest.mark.parametrize("verb", ["launch", "adopt"])
+def test_verbs_that_need_no_cluster_do_not_mind_that_a_dead_launch_left_none(session: Session, verb: str):
+    """A launch that was killed before it had a record is settled on the way."""
+    leave(session, "launch", None, new=True)
+    with hold(session, "c", verb, discard):
+        assert session.left_intents("c") == []
 
 
 def test_reads_do_not_wait_for_a_launch(tmp_path: Path, lab: ScriptedLab):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from skylib.state.gate import Gate
 
 
@@ -55,6 +57,28 @@ def test_shutting_gives_up_at_its_timeout() -> None:
     gate.open()
     leave.set()
     thread.join(30)
+
+
+def test_shutting_that_is_interrupted_leaves_the_gate_open() -> None:
+    """Whatever ends the waiting, such as Ctrl-C: nobody is kept out by a thread that is not alone inside."""
+    gate = Gate()
+    entered, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with gate.inside():
+            entered.set()
+            leave.wait(30)
+
+    first = _thread(threading.Thread(target=stay))
+    entered.wait(30)
+    with pytest.raises(OverflowError):
+        gate.shut(timeout_s=1e300)
+    entered.clear()
+    second = _thread(threading.Thread(target=stay))
+    assert entered.wait(30)
+    leave.set()
+    first.join(30)
+    second.join(30)
 
 
 def test_who_is_inside_may_come_in_again_and_shut() -> None:
