@@ -253,11 +253,21 @@ class Session:
         """The record of an existing cluster. Raises ClusterNotFound that lists those that exist."""
         record = self.store.cluster(name)
         if record is None:
-            known = tuple(sorted(each.name for each in self.store.clusters()))
-            raise ClusterNotFound(
-                f"there is no cluster {name!r} in {self.where}", cluster=name, known=known, hint=self._where_else(known)
-            )
+            raise self.not_found(name)
         return record
+
+    def not_found(self, name: str) -> ClusterNotFound:
+        """The error for a cluster that is not known here."""
+        known = tuple(sorted(each.name for each in self.store.clusters()))
+        words = f"there is no cluster {name!r} in {self.where}"
+        return ClusterNotFound(words, cluster=name, known=known, hint=self._where_else(known))
+
+    def can_reach(self, record: ClusterRecord) -> bool:
+        """Whether its nodes can be asked from this machine at all; False: they are `local` to another one.
+
+        That they do not answer here says nothing about them then.
+        """
+        return not any(node.address.is_elsewhere(self.machine) for node in record.nodes)
 
     @contextmanager
     def operation(self, name: str, cluster: str = "") -> Iterator[EventSink]:

@@ -23,6 +23,10 @@ class HostAddress:
     identity_file: str | None = None
     proxy_jump: str | None = None
 
+    def is_elsewhere(self, machine: str) -> bool:
+        """Whether this is `local` to another machine than the one that is called `machine`."""
+        return self.kind == "local" and self.host not in ("localhost", machine)
+
     def to_json(self) -> dict[str, object]:
         return {key: value for key, value in attrs.asdict(self).items() if value is not None}
 

@@ -70,7 +70,7 @@ class Transports:
 
     def _make(self, address: HostAddress) -> Transport:
         if address.kind == "local":
-            if address.host not in ("localhost", self._machine):
+            if address.is_elsewhere(self._machine):
                 raise ConnectError(
                     f"this node is `local` to machine {address.host!r}, and this is {self._machine!r}",
                     host=address.host,

@@ -20,6 +20,7 @@ from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 from tests.processes import Child
+from tests.records import cluster_record, node_record
 
 
 def test_each_verb_has_a_journal_of_its_own(tmp_path: Path):
@@ -59,6 +60,17 @@ def test_an_unknown_cluster_is_told_with_those_that_exist(tmp_path: Path):
     with pytest.raises(ClusterNotFound) as caught:
         Session(tmp_path / "sky").require("nobody")
     assert caught.value.known == ()
+
+
+def test_nodes_that_are_local_to_another_machine_cannot_be_reached_from_here(tmp_path: Path):
+    """Hosts of SSH can, and this machine, by whichever name; a cluster without nodes is nowhere else."""
+    session = Session(tmp_path / "sky")
+    for kind, host, expected in [("ssh", "far", True), ("local", "localhost", True), ("local", session.machine, True)]:
+        node = node_record(address=HostAddress(kind=kind, host=host))
+        assert session.can_reach(cluster_record(nodes=(node,))) is expected
+    elsewhere = node_record(address=HostAddress(kind="local", host="another"))
+    assert not session.can_reach(cluster_record(nodes=(elsewhere,)))
+    assert session.can_reach(cluster_record(nodes=()))
 
 
 def test_closing_twice_and_using_again_is_fine(tmp_path: Path):
