@@ -325,7 +325,8 @@ def _start(
             race.go(f"agent-{node.rank}", partial(_blame, daemon, site, member, node, "runtime.agent"))
         race.go("ready", ready)
         race.go("files", files)
-        return agent, race.until({"ready", "files"}, tools.timeout_s)["ready"]
+        agents = {f"agent-{node.rank}" for node in nodes}  # Ray has all nodes before a worker's agent may stand
+        return agent, race.until({"ready", "files", *agents}, tools.timeout_s)["ready"]
     except BaseException as error:
         race.stop()
         with span(tools.events, "runtime.stop", cluster=site.cluster) as step:
