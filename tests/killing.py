@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-__all__ = ["CLUSTER", "KillPoint", "VERBS", "live", "record"]
+__all__ = ["CLUSTER", "KillPoint", "Setting", "VERBS", "live", "record"]
 
 CLUSTER = "c"
 IDLE_MINUTES = 30
@@ -40,36 +41,48 @@ class KillPoint:
         return f"{self.verb}: {self.what}" + (f" ({self.number})" if self.number > 1 else "")
 
 
-def live(home: Path, workdir: Path, point: KillPoint, *, key: str) -> bool:
+@attrs.frozen(kw_only=True)
+class Setting:
+    """What a child works with. config: its client's. workdir: what it brings to the nodes; there is a `file` in it."""
+
+    home: Path
+    config: Mapping[str, object]
+    workdir: Path
+
+
+def live(setting: Setting, point: KillPoint, *, key: str) -> bool:
     """Run the verb in a child that dies at the point; whether it did. key: of the job. A verb that fails is raised."""
-    done = _child(home, workdir, point.verb, key, point=point)
+    done = _child(setting, point.verb, key, point=point)
     if done.returncode == -signal.SIGKILL:
         return True
     assert done.returncode == 0, done.stderr
     return False
 
 
-def record(home: Path, workdir: Path, verb: str, notes: Path) -> list[KillPoint]:
+def record(setting: Setting, verb: str, notes: Path) -> list[KillPoint]:
     """Run the verb to its end; the points that it came by, in order."""
-    done = _child(home, workdir, verb, f"recorded {verb}", notes=notes)
+    done = _child(setting, verb, f"recorded {verb}", notes=notes)
     assert done.returncode == 0, done.stderr
     return [KillPoint(verb, what, number) for what, number in json.loads(notes.read_text())]
 
 
 def _child(
-    home: Path, workdir: Path, verb: str, key: str, *, point: KillPoint | None = None, notes: Path | None = None
+    setting: Setting, verb: str, key: str, *, point: KillPoint | None = None, notes: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     given = {
-        "home": str(home),
-        "workdir": str(workdir),
+        "home": str(setting.home),
+        "config": dict(setting.config),
+        "workdir": str(setting.workdir),
         "verb": verb,
         "key": key,
         "point": None if point is None else [point.what, point.number],
         "notes": None if notes is None else str(notes),
     }
     environment = {**os.environ, "PYTHONPATH": str(_CHECKOUT)}
-    argv = [sys.executable, str(Path(__file__)), json.dumps(given)]
-    return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    argv = [sys.executable, str(Path(__file__))]
+    return subprocess.run(
+        argv, env=environment, input=json.dumps(given), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
 
 
 class Fate:
@@ -126,7 +139,7 @@ def main(given: dict[str, Any]) -> None:
     task = skylib.Task(
         run="cat file", num_nodes=2, workdir=given["workdir"], resources=skylib.Resources(infra="ssh/lab")
     )
-    client = skylib.Client(given["home"], events=fate.passed)
+    client = skylib.Client(given["home"], config=given["config"], events=fate.passed)
     acts = {
         "launch": lambda: client.launch(task, CLUSTER, key=given["key"]),
         "exec": lambda: client.exec(task, CLUSTER, key=given["key"]),
@@ -140,4 +153,4 @@ def main(given: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.load(sys.stdin))

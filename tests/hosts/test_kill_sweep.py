@@ -22,7 +22,8 @@ from skylib.errors import ClusterNotFound
 from skylib.events import Event, Phase
 from skylib.session import Session
 from skylib.state.base import StateStore
-from tests.killing import CLUSTER, IDLE_MINUTES, VERBS, KillPoint, live, record
+from tests.homes import KINDS, make_home
+from tests.killing import CLUSTER, IDLE_MINUTES, VERBS, KillPoint, Setting, live, record
 from tests.lab import Lab, eventually, make_lab
 from tests.testbed import Host
 
@@ -56,10 +57,10 @@ class Sweep:
 
     def __init__(self, lab: Lab, workdir: Path) -> None:
         self.lab = lab
-        self.workdir = workdir
+        self._setting = Setting(home=lab.home, config=lab.config, workdir=workdir)
         self._events: list[Event] = []
         self._key = ""
-        self.client = skylib.Client(lab.home, events=self._events.append)
+        self.client = skylib.Client(lab.home, config=lab.config, events=self._events.append)
         self.task = lab.task("cat file", num_nodes=2, workdir=str(workdir))
 
     def points(self, notes: Path) -> dict[str, list[KillPoint]]:
@@ -67,7 +68,7 @@ class Sweep:
         found = {}
         for verb in VERBS:
             self._ready_for(verb)
-            found[verb] = record(self.lab.home, self.workdir, verb, notes)
+            found[verb] = record(self._setting, verb, notes)
         return found
 
     def round(self, points: list[KillPoint], draw: random.Random) -> list[Row]:
@@ -94,7 +95,7 @@ class Sweep:
         self._key = f"{point} {time.time()}"
         began = time.perf_counter()
         try:
-            died = live(self.lab.home, self.workdir, point, key=self._key)
+            died = live(self._setting, point, key=self._key)
             began = time.perf_counter()
             self._follow(point.verb if following == "the same" else following)
             self._consistent()
@@ -193,7 +194,7 @@ class Sweep:
         return sum(bool(self.lab.ours(host)) for host in self.lab.hosts)
 
     def _store(self, ask: Callable[[StateStore], _T]) -> _T:
-        session = Session(self.lab.home)
+        session = Session(self.lab.home, config=self.lab.config)
         try:
             return ask(session.store)
         finally:
@@ -248,13 +249,16 @@ def test_a_client_killed_anywhere_is_cleaned_up_after(lab: Lab, workdir: Path, t
     assert [row for row in rows if row.problem] == [], table
 
 
-@pytest.fixture
-def labs(make_warm_host: Callable[..., Host], wheels: Path, tmp_path: Path) -> Iterator[list[Lab]]:
-    """Labs of two hosts each."""
+@pytest.fixture(params=KINDS)
+def labs(
+    request: pytest.FixtureRequest, make_warm_host: Callable[..., Host], wheels: Path, tmp_path: Path
+) -> Iterator[list[Lab]]:
+    """Labs of two hosts each, their state in SQLite or in PostgreSQL."""
     made = []
     for number in range(LABS):
         hosts = [make_warm_host(), make_warm_host()]
-        made.append(make_lab(tmp_path / f"sky{number}", hosts, wheels=wheels))
+        home = make_home(request.param, tmp_path / f"sky{number}")
+        made.append(make_lab(home.folder, hosts, wheels=wheels, config=dict(home.config)))
     yield made
     for each in made:
         each.client.close()
