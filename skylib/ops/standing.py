@@ -10,6 +10,7 @@ import attrs
 from skylib.errors import BringUpError
 from skylib.events import EventSink, span
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.ops.pen import FREE, Pen
 from skylib.runtime.agent_restart import restart_agent
 from skylib.runtime.environment import DIGEST_FILE
 from skylib.runtime.teardown import layout_of
@@ -33,9 +34,10 @@ class _Said:
     dashboard_port: int
 
 
-def settle_standing(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
+def settle_standing(session: Session, record: ClusterRecord, events: EventSink, *, pen: Pen = FREE) -> ClusterRecord:
     """Settle the cluster as UP, with all that its launch would have written down and an agent on every node.
 
+    Call it under the cluster's lock. pen: for what is written down.
     Raises AgentError when Ray does not have all nodes, TransportError, BringUpError when a node's files are not there.
     """
     with span(events, "reconcile.standing", cluster=record.name):
@@ -48,16 +50,17 @@ def settle_standing(session: Session, record: ClusterRecord, events: EventSink) 
         attrs.evolve(node, python=each.python, runtime_digest=each.digest, ray_node_id=ids.get(node.rank, ""))
         for node, each in zip(record.nodes, said, strict=True)
     )
-    return session.store.settle(
-        record.name,
-        ClusterStatus.UP,
-        at=session.clock(),
-        cluster_id=record.cluster_id,
-        nodes=nodes,
-        ray_port=said[0].ray_port,
-        dashboard_port=said[0].dashboard_port,
-        ray_version=str(ready.get("ray_version") or record.ray_version),
-    )
+    with pen:
+        return session.store.settle(
+            record.name,
+            ClusterStatus.UP,
+            at=session.clock(),
+            cluster_id=record.cluster_id,
+            nodes=nodes,
+            ray_port=said[0].ray_port,
+            dashboard_port=said[0].dashboard_port,
+            ray_version=str(ready.get("ray_version") or record.ray_version),
+        )
 
 
 def _start_agent(session: Session, record: ClusterRecord, node: NodeRecord) -> None:
