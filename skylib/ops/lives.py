@@ -40,8 +40,7 @@ def life_of(session: Session, name: str, cluster_id: str | None = None) -> Life:
         return Life(name=name, cluster_id=record.cluster_id, record=record)
     for past in session.store.history(name=name):
         return Life(name=name, cluster_id=past.cluster_id, record=None)
-    session.require(name)
-    raise AssertionError("unreachable")  # pragma: no cover
+    raise session.not_found(name)
 
 
 def _is(record: ClusterRecord | None, cluster_id: str) -> bool:
@@ -56,7 +55,7 @@ def require_up(session: Session, name: str) -> ClusterRecord:
         seen = look(session, record)
         found = next_status(record.status, record.num_nodes, seen) if seen is not None else record.status
         if found is ClusterStatus.UP:
-            return note(session, record, found) or session.require(name)
+            record = note(session, record, found) or session.require(name)
         hint = f"client.status({name!r}, refresh=True) asks it again; unreachable is not gone"
     if record.status is not ClusterStatus.UP:
         raise ClusterNotUp(
