@@ -92,8 +92,11 @@ class Connections:
     def close(self) -> None:
         """Close all connections of this process, when no thread uses one any more."""
         self._watch_forks()
-        self._close_idle(self._gate.shut(timeout_s=_CLOSE_WAIT_S))
-        self._gate.open()
+        busy = self._gate.shut(timeout_s=_CLOSE_WAIT_S)
+        try:
+            self._close_idle(busy)
+        finally:
+            self._gate.open()
 
     def _trying(self, action: Callable[[_Opened], _T]) -> _T:
         deadline = time.monotonic() + _BUSY_BOUND_S
@@ -189,8 +192,9 @@ class Connections:
         with self._mutex:
             idle = [thread for thread in self._open if thread.ident not in busy]
             unused = [self._open.pop(thread) for thread in idle]
-        for opened in unused:
-            opened.raw.close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever one says
+            for opened in unused:
+                closing.callback(opened.raw.close)
 
     def _watch_forks(self) -> None:
         """Once in each process that uses these connections: see to it that no child inherits one."""

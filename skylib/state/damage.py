@@ -175,7 +175,8 @@ def read_clusters(connection: sqlite3.Connection | None) -> dict[str, tuple[str,
 def move_aside(path: Path, *, at: float) -> tuple[Path, ...]:
     """Rename the store and what lies beside it; the new paths. Under the lock "store". Raises OSError.
 
-    The log goes first: left behind, it would be taken for the log of the next store of that name.
+    The store goes first: without its log it could be an older one, and whole. A log that is left behind, should this
+    process be killed here, is put aside before there is another store of that name.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at))
     number = 1
@@ -185,12 +186,12 @@ def move_aside(path: Path, *, at: float) -> tuple[Path, ...]:
             break
         number += 1
     moved = []
-    for end in (*BESIDE, ""):
+    for end in ("", *BESIDE):
         with contextlib.suppress(FileNotFoundError):
             saved = target.with_name(target.name + end)
             os.rename(path.with_name(path.name + end), saved)
             moved.append(saved)
-    return tuple(reversed(moved))
+    return tuple(moved)
 
 
 def moved_before(path: Path, file: FileId) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from skylib.events import Event, SkyWarning
 from skylib.locks import Locks
 from skylib.paths import SkyHome
 from skylib.state.backend import Backend, Connection
-from skylib.state.connections import Connections
+from skylib.state.connections import Connections, _Opened
 from tests.processes import Child, run_at_once
 from tests.sftp_mount import sftp_folder
 
@@ -173,6 +173,33 @@ def test_nothing_is_left_of_making_a_store(home: SkyHome, opened: Open) -> None:
     run_at_once([work] * 8)
     assert len(keys(opened())) == 8
     assert [path.name for path in home.root.iterdir() if path.name.startswith(".")] == []
+
+
+class _Interrupted:
+    """What a Ctrl-C while SQLite closes looks like from here."""
+
+    in_transaction = False
+
+    def close(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_close_shuts_nobody_out(opened: Open) -> None:
+    """Whatever closing one connection raises: the others are closed, and all threads may go on."""
+    connections = opened()
+    put(connections, "a")
+    (mine,) = connections._open.values()
+    busy = _Opened(_Interrupted(), mine.file, True)  # type: ignore[arg-type]
+    connections._open = {threading.Thread(): busy, **connections._open}
+    with pytest.raises(KeyboardInterrupt):
+        connections.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        mine.raw.execute("SELECT 1")
+    found: list[list[str]] = []
+    asking = threading.Thread(target=lambda: found.append(keys(connections)), daemon=True)
+    asking.start()
+    asking.join(20)
+    assert found == [["a"]]
 
 
 # File systems.

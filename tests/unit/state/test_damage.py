@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -138,8 +140,8 @@ def test_the_log_goes_with_the_file(home: SkyHome, store: SqliteStore) -> None:
     with pytest.raises(StoreDamaged) as caught:
         store.history()
     saved = [Path(path) for path in caught.value.saved]
-    assert [path.name for path in saved] == [f"state.db.damaged-20261123T145000Z{end}" for end in ("", "-shm", "-wal")]
-    assert (saved[0].read_bytes(), saved[2].read_bytes()) == (content, log)
+    assert [path.name for path in saved] == [f"state.db.damaged-20261123T145000Z{end}" for end in ("", "-wal", "-shm")]
+    assert (saved[0].read_bytes(), saved[1].read_bytes()) == (content, log)
     assert store.clusters() == []
 
 
@@ -151,6 +153,30 @@ def test_a_log_without_its_file_is_not_the_next_files_log(home: SkyHome) -> None
     with closing(SqliteStore(home)) as store:
         assert store.clusters() == []
     assert len(list(home.root.glob("state.db.damaged-*-wal"))) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_death_while_a_store_is_put_aside_leaves_no_older_one(home: SkyHome, number: int) -> None:
+    """Killed before any of its renames: the store is whole at its name, or it is not there; never without its log."""
+    filled(home)
+    left_by_a_killed_process(home, "last")
+
+    def move(child: Child) -> None:
+        renames = iter(range(1, 10))
+
+        def die(event: str, given: tuple[object, ...]) -> None:
+            if event == "os.rename" and next(renames) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(die)
+        damage.move_aside(home.state_db, at=0.0)
+
+    assert Child(move).ended() == -signal.SIGKILL
+    with closing(SqliteStore(home)) as store:
+        found = {record.name for record in store.clusters()}
+    assert found == ({"last", *(f"c{each}" for each in range(30))} if number == 1 else set())
+    kept = {path.name.partition("Z")[2] for path in home.root.glob("state.db.damaged-*")}
+    assert kept == (set() if number == 1 else {"", "-wal", "-shm"})
 
 
 @pytest.mark.parametrize("opened_before", [False, True])
