@@ -6,7 +6,6 @@ that was named last. What a login shell prints around it is skipped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -27,8 +26,6 @@ mark() { [ -f "$1" ] && [ -r "$1" ] && { say mark "$1"; head -c "$limit" "$1" | 
 root() {
     mark "$1/.sky/cluster.json"
     [ -s "$1/.sky/jobs.db" ] && say jobs "$1"
-    [ -s "$1/.sky/agent/current.pyz" ] && [ -s "$1/.sky/agent.json" ] && say agent "$1"
-    [ -r "$1/.sky/stopped.json" ] && { say stopped "$1"; head -c 4096 "$1/.sky/stopped.json" | sed 's/^/|/'; echo; }
 }
 account() {
     uid=$(id -u)
@@ -68,7 +65,7 @@ main() {
 }
 main "$@" </dev/null 2>/dev/null
 """
-_KEYS = frozenset({"uid", "home", "machine", "mark", "jobs", "agent", "stopped", "running"})
+_KEYS = frozenset({"uid", "home", "machine", "mark", "jobs", "running"})
 
 
 @attrs.frozen(kw_only=True)
@@ -84,15 +81,12 @@ class FoundMark:
 class Root:
     """The directory that holds a node's files. mark: its own cluster.json, None when there is none.
 
-    agent: what ends the cluster's processes there is in place. jobs: it has had jobs (a head). stopped: what the cluster
-    wrote when it stopped by itself.
+    jobs: it has had jobs (a head).
     """
 
     path: str
     mark: FoundMark | None = None
-    agent: bool = False
     jobs: bool = False
-    stopped: Mapping[str, object] = attrs.field(factory=dict, eq=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -126,14 +120,14 @@ def look_at(transport: Transport, *, local: bool, temp_dir: str, timeout_s: floa
 def parse_look(output: bytes) -> Look:
     """Pure. Files that are rubbish are told as such; raises FactError unless the answer itself is whole."""
     one: dict[str, str] = {}
-    files: list[tuple[str, str, str]] = []
-    flags: dict[str, set[str]] = {"jobs": set(), "agent": set()}
+    marks: dict[str, FoundMark] = {}
+    jobs: set[str] = set()
     running: dict[str, int] = {}
     for key, value, text in _entries(output.decode(errors="replace")):
-        if key in ("mark", "stopped"):
-            files.append((key, value, text))
-        elif key in flags:
-            flags[key].add(value)
+        if key == "mark":
+            marks[value] = _found(value, text)
+        elif key == "jobs":
+            jobs.add(value)
         elif key == "running":
             count, _, cluster_id = value.partition(" ")
             running[cluster_id] = int(count) if count.isdecimal() else 1
@@ -141,26 +135,13 @@ def parse_look(output: bytes) -> Look:
             one[key] = value
     if not one.get("uid", "").isdecimal() or not one.get("home"):
         raise _wrong("the node did not say whose account it is", output)
-    marks = {path: _found(path, text) for key, path, text in files if key == "mark"}
-    stopped = {path: _object(text) for key, path, text in files if key == "stopped"}
     own = {path.removesuffix(_MARK): mark for path, mark in marks.items() if path.endswith(_MARK)}
-    paths = {*own, *stopped, *flags["jobs"], *flags["agent"]}
+    paths = {*own, *jobs}
     return Look(
         uid=int(one["uid"]),
         home=one["home"],
         machine=one.get("machine", ""),
-        roots=FrozenMap(
-            {
-                path: Root(
-                    path=path,
-                    mark=own.get(path),
-                    agent=path in flags["agent"],
-                    jobs=path in flags["jobs"],
-                    stopped=stopped.get(path, {}),
-                )
-                for path in sorted(paths)
-            }
-        ),
+        roots=FrozenMap({path: Root(path=path, mark=own.get(path), jobs=path in jobs) for path in sorted(paths)}),
         temp_marks=tuple(mark for path, mark in marks.items() if not path.endswith(_MARK)),
         running=FrozenMap(running),
     )
@@ -195,14 +176,6 @@ def _found(path: str, text: str) -> FoundMark:
         return FoundMark(path=path, mark=read_mark(text))
     except ValueError as error:
         return FoundMark(path=path, problem=str(error))
-
-
-def _object(text: str) -> Mapping[str, object]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _wrong(message: str, evidence: str | bytes) -> FactError:

@@ -28,7 +28,7 @@ def local_mark(*roots: Path, cluster_id: str = "c1") -> str:
 
 
 def put(root: Path, text: str) -> Path:
-    root.joinpath(".sky", "agent").mkdir(parents=True)
+    root.joinpath(".sky").mkdir(parents=True)
     root.joinpath(".sky", "cluster.json").write_text(text)
     return root
 
@@ -45,15 +45,12 @@ def test_a_machine_without_clusters_says_so(tmp_path: Path) -> None:
 
 
 def test_roots_of_a_local_cluster_are_found_by_the_temp_dirs_mark(tmp_path: Path) -> None:
-    """Each root tells its own mark, whether it has had jobs, whether it can be ended, and why it stopped."""
+    """Each root tells its own mark, and whether it has had jobs."""
     roots = [tmp_path / "a b" / "rank0", tmp_path / "a b" / "rank1", tmp_path / "gone"]
     text = local_mark(*roots)
     put(roots[0], text)
     put(roots[1], "rubbish")
     roots[0].joinpath(".sky", "jobs.db").write_bytes(b"x")
-    roots[0].joinpath(".sky", "agent", "current.pyz").write_bytes(b"x")
-    roots[0].joinpath(".sky", "agent.json").write_bytes(b"x")
-    roots[1].joinpath(".sky", "stopped.json").write_text('{"down": true}')
     temp = tmp_path / "temp"
     temp.mkdir()
     temp.joinpath("cluster.json").write_text(text)
@@ -63,10 +60,9 @@ def test_roots_of_a_local_cluster_are_found_by_the_temp_dirs_mark(tmp_path: Path
     first, second = found.roots[str(roots[0])], found.roots[str(roots[1])]
     assert first.mark is not None
     assert first.mark.mark is not None
-    assert (first.mark.mark.name, first.agent, first.jobs, dict(first.stopped)) == ("train", True, True, {})
+    assert (first.mark.mark.name, first.jobs) == ("train", True)
     assert second.mark is not None
-    assert (second.mark.mark, second.mark.problem, second.agent) == (None, "it is no JSON", False)
-    assert second.stopped == {"down": True}
+    assert (second.mark.mark, second.mark.problem, second.jobs) == (None, "it is no JSON", False)
 
 
 def test_a_mark_in_a_temp_dir_that_is_a_link_is_not_read(tmp_path: Path) -> None:
