@@ -1,7 +1,8 @@
 """What a store of rows is kept in, as a protocol: transactions, and SQL that both SQLite and PostgreSQL take.
 
-Statements are written once for both: `?` placeholders, positional; INSERT ... ON CONFLICT ... DO UPDATE and RETURNING;
-names that are words of SQL ("end") in double quotes. Values are str, int, float, bool and None; JSON is text.
+Statements are written once for both: `?` placeholders, positional; INSERT ... ON CONFLICT ... DO UPDATE, no RETURNING
+(statements.py says what else is not in both); names that are words of SQL ("end") in double quotes. Values are str, int,
+float, bool and None; JSON is text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Connection(Protocol):
     """One connection inside one transaction. Never kept beyond it, never used by two threads."""
 
     def rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """All rows of a query, or of a statement with RETURNING."""
+        """All rows of a query."""
 
     def execute(self, sql: str, *parameters: object) -> int:
         """Run one statement; how many rows it changed."""

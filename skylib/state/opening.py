@@ -25,6 +25,8 @@ _MIGRATION_BOUND_S = 120.0
 _APPLICATION_ID = 0x736B796C
 # SQLITE_IOERR_SHMOPEN, _SHMSIZE, _SHMLOCK, _SHMMAP.
 _SHARED_MEMORY_ERRORS = frozenset({4618, 4874, 5130, 5386})
+# Homes that this process was warned of: Python forgets what it has shown whenever a filter changes.
+_WARNED: dict[str, object] = {}
 
 
 class Suspect(Exception):
@@ -210,7 +212,9 @@ class Opener:
         )
         facts = {"home": str(self._home.root), "kind": mount.kind, "source": mount.source, "warning": words}
         self._events(Event(step="state.network_home", phase=Phase.NOTE, at=time.time(), facts=facts))
-        warnings.warn(words, SkyWarning, stacklevel=2)
+        this = object()
+        if _WARNED.setdefault(str(self._home.root), this) is this:
+            warnings.warn(words, SkyWarning, stacklevel=2)
 
 
 def _connect(path: Path, wait_s: float) -> sqlite3.Connection:

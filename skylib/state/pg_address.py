@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, quote, quote_plus, unquote
 
 import attrs
@@ -16,6 +17,9 @@ __all__ = ["Address", "address_of"]
 _HINT = "db: postgresql://user:password@host/name; percent-encode what is no letter or digit in the password"
 _SECRET_PARAMETERS = frozenset({"password", "sslpassword"})
 _REDACTED = "<redacted>"
+_SHORT = 4
+# `:password@` of a URL, `password=...` of its query and of libpq's own way to write an address.
+_PLACES = r"(?<=:){0}(?=@)|(?<=password=){0}(?![^\s&'\"])|(?<=password='){0}(?=')"
 
 
 @attrs.frozen(kw_only=True)
@@ -27,9 +31,15 @@ class Address:
     hidden: tuple[Secret, ...] = ()
 
     def masked(self, text: str) -> str:
-        """`text` without the password, as it is and as it is written in URLs. The longest form goes first."""
+        """`text` without the password, as it is and as it is written in URLs. The longest form goes first.
+
+        A very short one is hidden only where a password stands: elsewhere it is a part of other words.
+        """
         for secret in sorted((each.reveal() for each in self.hidden), key=len, reverse=True):
-            text = text.replace(secret, _REDACTED)
+            if len(secret) < _SHORT:
+                text = re.sub(_PLACES.format(re.escape(secret)), _REDACTED, text)
+            else:
+                text = text.replace(secret, _REDACTED)
         return text
 
 

@@ -16,7 +16,7 @@ from skylib.state.pg_address import address_of
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0")))
 def test_a_password_is_masked_in_every_form(password: str) -> None:
     """As it is, and as it is written in URLs, wherever a message has it."""
-    core = f"Q{password}Q"
+    core = f"QQ{password}QQ"
     address = address_of(Secret(f"postgresql://sky:{quote(core, safe='')}@host:5433/name"))
     for form in (core, quote(core), quote(core, safe=""), quote_plus(core)):
         assert form not in address.masked(f'connection to "{form}" failed')
@@ -35,6 +35,16 @@ def test_a_password_that_is_the_users_name_spoils_no_message() -> None:
     """It is shown anyway."""
     address = address_of("postgresql://postgres:postgres@host/name")
     assert address.masked('role "postgres" is not permitted to log in') == 'role "postgres" is not permitted to log in'
+
+
+@pytest.mark.parametrize("password", ["b", "ab", "a'b"])
+def test_a_short_password_is_masked_where_a_password_stands(password: str) -> None:
+    """Other words that have its letters stay readable."""
+    masked = address_of(f"postgresql://sky:{quote(password)}@host/name").masked
+    assert masked("database absent: role about a'bc") == "database absent: role about a'bc"
+    assert masked(f"postgres://x:{quote(password)}@other") == "postgres://x:<redacted>@other"
+    for text in (f"?password={quote(password)}&x=ab", f"password={password} x=ab", f"password='{password}' x=ab"):
+        assert masked(text).replace("'", "") in ("?password=<redacted>&x=ab", "password=<redacted> x=ab")
 
 
 @pytest.mark.parametrize("url", ["mysql://a:hush-hush@host/x", "hush-hush", "", 3])
