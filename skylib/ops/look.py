@@ -7,14 +7,17 @@ from collections.abc import Mapping
 
 import attrs
 
-from skylib.errors import AgentError, AgentVersionError, ClusterBusy, SkyError
+from skylib.errors import AgentError, AgentVersionError, BringUpError, ClusterBusy, SkyError, TransportError
+from skylib.events import EventSink, discard
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.ops.pen import FREE, Pen
+from skylib.ops.standing import settle_standing
 from skylib.runtime.traces import Trace, trace_of
 from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
-__all__ = ["Seen", "Trace", "look", "mark_of", "next_status", "note", "stopped_by_itself", "traces_of"]
+__all__ = ["Seen", "Trace", "is_complete", "look", "mark_of", "next_status", "note", "stopped_by_itself", "traces_of"]
 
 INFO_S = 10.0
 COMMAND_S = 10.0
@@ -65,18 +68,21 @@ def next_status(known: ClusterStatus, wanted: int, seen: Seen) -> ClusterStatus 
     return None
 
 
-def look(session: Session, record: ClusterRecord) -> Seen | None:
-    """Ask the cluster; None when the answer says nothing: the agent is of another version."""
+def look(session: Session, record: ClusterRecord, *, pen: Pen = FREE) -> Seen | None:
+    """Ask the cluster; None when the answer says nothing: the agent is of another version.
+
+    pen: when it is down nothing more is asked, and no connection is opened for it.
+    """
     try:
         info = session.agent(record).call("info", answer_within_s=INFO_S)
     except AgentVersionError:
         return None
     except AgentError:
-        return _look_without_agent(session, record)
+        return _look_without_agent(session, record, pen)
     except SkyError:
         return Seen(reached=False)
     if info.get("asleep"):  # woken to be read, and nothing else
-        return _look_without_agent(session, record)
+        return _look_without_agent(session, record, pen)
     return Seen(
         reached=True,
         agent=True,
@@ -86,7 +92,8 @@ def look(session: Session, record: ClusterRecord) -> Seen | None:
     )
 
 
-def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
+def _look_without_agent(session: Session, record: ClusterRecord, pen: Pen) -> Seen:
+    pen.check()
     try:
         said = stopped_by_itself(session, record)
     except SkyError:
@@ -99,25 +106,43 @@ def _look_without_agent(session: Session, record: ClusterRecord) -> Seen:
             released=bool(said.get("down")),
             stopped_at=float(at) if isinstance(at, (int, float)) else None,
         )
+    pen.check()
     head = _trace(session, record, record.head)
     if head is not Trace.NONE:
         return Seen(reached=head is Trace.OURS, traces=(head,))
+    pen.check()
     return Seen(reached=True, traces=(head, *_traces(session, record, record.nodes[1:])))
 
 
-def note(session: Session, record: ClusterRecord, found: ClusterStatus) -> ClusterRecord | None:
+def note(
+    session: Session, record: ClusterRecord, found: ClusterStatus, *, events: EventSink = discard, pen: Pen = FREE
+) -> ClusterRecord | None:
     """Settle what was found, under the cluster's lock; the record after it, None when there is none any more.
 
-    A cluster that changed meanwhile, or that an operation is on, is left as it is.
+    A cluster that changed meanwhile, or that an operation is on, is left as it is. One that is UP, though nobody wrote
+    down what its launch would have, is completed first; INIT while that cannot be done. pen: for what is written down.
     """
     try:
         with session.hold(record.name, "status", 0.0):
             now = session.store.cluster(record.name)
             if now is None or mark_of(now) != mark_of(record):
                 return now
-            return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
+            if found is ClusterStatus.UP and not is_complete(now):
+                try:
+                    return settle_standing(session, now, events, pen=pen)
+                except (AgentError, BringUpError, TransportError):
+                    found = ClusterStatus.INIT
+            if found is now.status:
+                return now
+            with pen:
+                return session.store.settle(record.name, found, at=session.clock(), cluster_id=record.cluster_id)
     except ClusterBusy:
         return session.store.cluster(record.name)
+
+
+def is_complete(record: ClusterRecord) -> bool:
+    """Whether all is known that a launch writes down when Ray has answered."""
+    return bool(record.ray_port) and all(node.ray_node_id for node in record.nodes)
 
 
 def mark_of(record: ClusterRecord) -> tuple[str, ClusterStatus, float]:

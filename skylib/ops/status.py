@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack
 
 import attrs
 
@@ -16,19 +15,15 @@ from skylib.models.receipts import InfraStatus, Settled
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
-from skylib.ops.pen import Pen, TooLate
+from skylib.ops.pen import Pen
 from skylib.ops.reconcile import settle_clusters
 from skylib.session import Session
 from skylib.transport.fanout import Outcome, fanout
 
-__all__ = ["Seen", "check", "next_status", "refresh", "status"]
+__all__ = ["check", "status"]
 
 _NOWHERE = "every host was reached, and nothing of the cluster is on any"
 _STOPPED_BY_ITSELF = "idle for long enough, it stopped by itself and gave its hosts back"
-
-
-class _Unclean(Exception):
-    """Not all of it could be taken away."""
 
 
 @attrs.frozen(kw_only=True)
@@ -59,7 +54,7 @@ def status(
     """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound.
 
     refresh_first: their nodes are asked, all at once; what has not answered after timeout_s is UNREACHABLE for now, and
-    what could not even be asked is as it was.
+    what could not even be asked is as it was: there was no time left for it, or it is `local` to another machine.
     """
     if names is None:
         records = session.store.clusters()
@@ -75,11 +70,6 @@ def status(
     with session.operation("status") as events:
         fresh = _refresh_all(session, records, events, timeout_s)
     return [record for record in fresh if record is not None]
-
-
-def refresh(session: Session, record: ClusterRecord, events: EventSink, *, timeout_s: float = 30.0) -> ClusterRecord | None:
-    """Ask one cluster, within an operation; None when it is gone."""
-    return _refresh(_Asking(session=session, events=events), [record], timeout_s)[0]
 
 
 def _refresh_all(
@@ -100,7 +90,8 @@ def _refresh_all(
 
 def _refresh(asking: _Asking, records: Sequence[ClusterRecord], timeout_s: float) -> list[ClusterRecord | None]:
     """Each cluster is asked by a thread, which settles what it saw. The pen is put down when the time is over."""
-    asked = {record.name: record for record in records if _is_asked(record) and record.name not in asking.busy}
+    may_ask = (record for record in records if _is_asked(asking.session, record) and record.name not in asking.busy)
+    asked = {record.name: record for record in may_ask}
     try:
         outcomes = fanout(lambda record: _ask(asking, record), asked.values(), patience_s=timeout_s)
     finally:
@@ -109,13 +100,13 @@ def _refresh(asking: _Asking, records: Sequence[ClusterRecord], timeout_s: float
     return [fresh.get(record.name, record) for record in records]
 
 
-def _is_asked(record: ClusterRecord) -> bool:
-    """What was stopped stays so until it is started; without nodes there is nobody to ask."""
-    return record.status is not ClusterStatus.STOPPED and bool(record.nodes)
+def _is_asked(session: Session, record: ClusterRecord) -> bool:
+    """What was stopped stays so until it is started; without nodes, or nodes within reach, there is nobody to ask."""
+    return record.status is not ClusterStatus.STOPPED and bool(record.nodes) and session.can_reach(record)
 
 
 def _ask(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
-    seen = look(asking.session, record)
+    seen = look(asking.session, record, pen=asking.pen)
     if seen is None:
         return record
     found = next_status(record.status, record.num_nodes, seen)
@@ -126,8 +117,7 @@ def _ask(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
         return _end(asking, record, seen)
     if found is record.status:
         return record
-    with asking.pen:
-        return note(asking.session, record, found)
+    return note(asking.session, record, found, events=asking.sink, pen=asking.pen)
 
 
 def _outcome(asking: _Asking, outcome: Outcome[ClusterRecord, ClusterRecord | None]) -> ClusterRecord | None:
@@ -155,7 +145,7 @@ def _end(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecord | 
             if now is None or mark_of(now) != mark_of(record) or session.left_intents(record.name):
                 return now
             return _give_up(asking, record, seen) if seen.stopped else _forget(asking, record)
-    except (ClusterBusy, _Unclean):
+    except ClusterBusy:
         return session.store.cluster(record.name)
 
 
@@ -175,42 +165,34 @@ def _forget(asking: _Asking, record: ClusterRecord) -> ClusterRecord | None:
 def _give_up(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecord | None:
     """It stopped by itself: its logs come home, what still runs is ended, and, if it said so, it is released.
 
-    Until that is done it is AUTOSTOPPING, and asked again; with logs that do not come it stays, STOPPED. What is
-    late, or not clean, leaves its intent open: whoever holds the cluster next goes on with it.
+    Until that is done it is AUTOSTOPPING; with logs that do not come it stays, STOPPED. What is late, fails or is not
+    clean leaves its intent open: whoever holds the cluster next goes on with it.
     """
     session, pen = asking.session, asking.pen
     operation = "release" if seen.released else "stop"
     until = _used_until(session, record, seen)
-    with ExitStack() as intent:
-        with pen:
-            details = {"cluster_id": record.cluster_id, "was": record.status.value}
-            intent.enter_context(session.intent(operation, record.name, (TooLate, _Unclean), **details))
-            if record.status is not ClusterStatus.AUTOSTOPPING:
-                settle = session.store.settle
-                record = settle(record.name, ClusterStatus.AUTOSTOPPING, at=session.clock(), cluster_id=record.cluster_id)
-        try:
-            missing = bring_logs_home(session, record, pen=pen)
-            pen.check()
-            release = seen.released and not missing
-            receipts = (end_and_release if release else end_everywhere)(session, record, asking.sink)
-        except Exception:  # whatever it is, when it is late nobody is told
-            pen.check()
-            raise
-        with pen, intent:
-            if not release:
-                settle = session.store.settle
-                return settle(record.name, ClusterStatus.STOPPED, at=until, cluster_id=record.cluster_id, used_until=until)
-            if not all(receipt.clean for receipt in receipts):
-                raise _Unclean
+    name, cluster_id, settle = record.name, record.cluster_id, session.store.settle
+    with pen:
+        details = {"cluster_id": cluster_id, "was": record.status.value, "used_until": until}
+        intent = session.store.begin_intent(operation, name, details)
+        if record.status is not ClusterStatus.AUTOSTOPPING:
+            record = settle(name, ClusterStatus.AUTOSTOPPING, at=session.clock(), cluster_id=cluster_id)
+    missing = bring_logs_home(session, record, pen=pen)
+    pen.check()
+    release = seen.released and not missing
+    receipts = (end_and_release if release else end_everywhere)(session, record, asking.sink)
+    left: ClusterRecord | None = None
+    with pen:
+        if not release:
+            left = settle(name, ClusterStatus.STOPPED, at=until, cluster_id=cluster_id, used_until=until)
+        elif not all(receipt.clean for receipt in receipts):
+            return session.store.cluster(name)
+        else:
             give_back(session, record, asking.sink)
-            session.store.remove_cluster(
-                record.name,
-                at=session.clock(),
-                cluster_id=record.cluster_id,
-                used_until=until,
-                reason=_STOPPED_BY_ITSELF,
-            )
-            return None
+            at, reason = session.clock(), _STOPPED_BY_ITSELF
+            session.store.remove_cluster(name, at=at, cluster_id=cluster_id, used_until=until, reason=reason)
+        session.settle_intent(intent, "done")
+    return left
 
 
 def _used_until(session: Session, record: ClusterRecord, seen: Seen) -> float:

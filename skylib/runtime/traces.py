@@ -22,16 +22,17 @@ class Trace(str, Enum):
 
 
 # $1 cluster id, $2 cluster name, $3 the node's root, $4 its cluster.json. Processes are known by what they inherited, a
-# job's by its task id. Says "root yes|no", "processes <how many>", "mark none|<as it stands>".
+# job's by its task id. Says "root yes|empty|no", "processes <how many>", "mark none|<as it stands>".
 _LOOK = """
 [ -r /proc/self/environ ] && command -v grep >/dev/null || exit 3
-if [ -d "$3" ]; then echo "root yes"; else echo "root no"; fi
+if [ ! -d "$3" ]; then echo "root no"; elif [ -n "$(ls -A "$3")" ]; then echo "root yes"; else echo "root empty"; fi
 found=$(LC_ALL=C grep -l -s -e "SKYLIB_CLUSTER_ID=$1" -e "SKYPILOT_TASK_ID=sky-[-0-9]*_$2_[0-9]" /proc/[0-9]*/environ)
 set -f; set -- "$4" $found
 echo "processes $(($# - 1))"
 if [ -e "$1" ] || [ -L "$1" ]; then printf "mark "; exec cat "$1"; fi
 echo "mark none"
 """
+_ROOTS = ("root yes", "root empty", "root no")
 
 
 def trace_of(transport: Transport, node: NodeRecord, *, cluster: str, cluster_id: str, timeout_s: float) -> Trace:
@@ -42,16 +43,19 @@ def trace_of(transport: Transport, node: NodeRecord, *, cluster: str, cluster_id
 
 
 def parse_trace(done: Completed, *, cluster_id: str, may_lack_root: bool = False) -> Trace:
-    """An account whose home is not there, or a mark that cannot be read, says nothing. may_lack_root: but the first may."""
+    """An account whose home is not there or empty, as where it is not mounted, or a mark that cannot be read, says nothing.
+
+    may_lack_root: but the first may.
+    """
     if not done.ok:
         return Trace.UNKNOWN
     root, _, rest = done.stdout.decode(errors="replace").partition("\n")
     processes, _, mark = rest.partition("\n")
-    if root not in ("root yes", "root no") or not processes.startswith("processes ") or not mark.startswith("mark "):
+    if root not in _ROOTS or not processes.startswith("processes ") or not mark.startswith("mark "):
         return Trace.UNKNOWN
     if processes != "processes 0":
         return Trace.OURS
-    if root == "root no" and not may_lack_root:
+    if root != "root yes" and not may_lack_root:
         return Trace.UNKNOWN
     if mark == "mark none\n":
         return Trace.NONE

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from skylib.config.schema import DATABASE
 from skylib.errors import ConnectError, StagingError
 from skylib.events import EventSink, discard
 from skylib.transport.base import Chunk, Completed
@@ -23,7 +24,9 @@ _FORWARD_TIMEOUT_S = 10.0
 
 
 class LocalTransport:
-    """Runs commands on this machine. env: what they inherit; None means this process's environment."""
+    """Runs commands on this machine. env: what they inherit; None means this process's environment, without $SKYLIB_DB:
+    its password is no business of jobs.
+    """
 
     def __init__(
         self, host: str = "localhost", *, env: Mapping[str, str] | None = None, events: EventSink = discard
@@ -78,4 +81,6 @@ class LocalTransport:
         return f"LocalTransport({self._host!r})"
 
     def _environment(self) -> Mapping[str, str]:
-        return os.environ if self._env is None else self._env
+        if self._env is not None:
+            return self._env
+        return {name: value for name, value in os.environ.items() if name != DATABASE.variable}
