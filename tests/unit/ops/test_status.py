@@ -213,6 +213,25 @@ def test_it_stopped_by_itself_and_is_released(place: Place) -> None:
     assert place.session.store.open_intents() == []
 
 
+def test_a_release_that_is_not_clean_is_gone_on_with(place: Place) -> None:
+    """A worker is cut off: nothing is dropped, the intent says until when it was in use, and the next refresh ends it."""
+    place.launch(idle_minutes=5, down=True)
+    head, worker = place.hosts(place.session.require("a"))
+    assert head.agent is not None
+    head.agent.idle()
+    stopped = json.loads(head.files[f"{head.layout.sky}/stopped.json"])["at"]
+    worker.cut()
+    place.clock.ahead += 1000
+    assert place.refresh() == {"a": AUTOSTOPPING}
+    (intent,) = place.session.left_intents("a")
+    assert (intent.operation, intent.details["used_until"]) == ("release", stopped)
+    assert len(place.held) == 2
+    worker.mend()
+    assert place.refresh() == {}
+    assert [span.end for span in place.session.store.history()[0].intervals] == [stopped]
+    assert place.session.store.open_intents() == []
+
+
 def test_what_stopped_while_it_could_not_be_reached_stopped_then(place: Place) -> None:
     """UNREACHABLE, later found stopped: in use until the node says, though the doubt began before."""
     place.launch(idle_minutes=5)
@@ -286,6 +305,74 @@ def test_verbs_that_reach_an_unreachable_cluster_work(place: Place) -> None:
     assert place.session.require("a").status is UP
 
 
+def _forget_up(place: Place, record: ClusterRecord, status: ClusterStatus = INIT) -> None:
+    """The record as a launch has it before its cluster is known to stand; the worker's agent is not there yet."""
+    nodes = tuple(attrs.evolve(node, ray_node_id="", runtime_digest="") for node in record.nodes)
+    half = attrs.evolve(record, status=status, nodes=nodes, ray_port=0, dashboard_port=0, ray_version="")
+    place.session.store.save_cluster(half)
+    for node in record.nodes:
+        digest = f"{node.runtime_digest}\n".encode()
+        place.lab.hosts[node.host].files[f"{node.env}/.skylib-digest"] = digest
+    worker = place.hosts(record)[1]
+    with place.lab.changed:
+        worker.kill([each for each in worker.processes.values() if each.kind == "agent"])
+
+
+def test_a_half_made_cluster_that_is_seen_whole_is_completed(place: Place) -> None:
+    """All that its launch would have written down is known then, and an agent runs on every node."""
+    whole = place.launch()
+    _forget_up(place, whole)
+    assert place.refresh() == {"a": UP}
+    assert attrs.evolve(place.session.require("a"), status_since=whole.status_since) == whole
+    assert [host.kinds(whole.cluster_id) for host in place.hosts(whole)] == [["agent", "ray"]] * 2
+
+
+@pytest.mark.parametrize("known", [INIT, UNREACHABLE])
+def test_a_half_made_cluster_that_cannot_be_completed_is_init(place: Place, known: ClusterStatus) -> None:
+    """Ray has all nodes, but a node's files do not tell its ports: exec refuses, and a refresh goes on once they do."""
+    record = place.launch()
+    _forget_up(place, record, known)
+    worker = place.hosts(record)[1]
+    ports = worker.files.pop(worker.layout.ray_port_json)
+    with pytest.raises(ClusterNotUp) as caught:
+        execute.exec_(place.session, "true", "a")
+    assert caught.value.status is INIT
+    assert place.refresh() == {"a": INIT}
+    assert place.session.require("a").ray_port == 0
+    worker.files[worker.layout.ray_port_json] = ports
+    assert place.refresh() == {"a": UP}
+    assert place.session.require("a").ray_port == record.ray_port
+
+
+def test_exec_completes_a_half_made_cluster_that_is_back(place: Place) -> None:
+    """It was UNREACHABLE, answers again, and takes the job as any other."""
+    whole = place.launch()
+    _forget_up(place, whole, UNREACHABLE)
+    assert execute.exec_(place.session, "true", "a").job_id == 2
+    assert place.session.require("a").ray_port == whole.ray_port
+    assert place.hosts(whole)[1].kinds(whole.cluster_id) == ["agent", "ray"]
+
+
+def test_exec_refuses_a_cluster_that_is_stopped_while_it_looks(place: Place) -> None:
+    """What it found of an UNREACHABLE cluster is not what the cluster is by now."""
+    record = place.launch()
+    store = place.session.store
+    doubtful = store.settle("a", UNREACHABLE, at=place.clock(), cluster_id=record.cluster_id)
+    head = place.hosts(record)[0]
+
+    def stop(command: Command) -> bool:
+        """Somebody stops it the moment that its head is asked."""
+        if store.cluster("a") == doubtful:
+            store.settle("a", STOPPED, at=place.clock(), cluster_id=record.cluster_id)
+        return False
+
+    place.session.forget_agent(record.cluster_id)
+    head.transport.rules.insert(0, Rule(stop, b""))
+    with pytest.raises(ClusterNotUp) as caught:
+        execute.exec_(place.session, "true", "a")
+    assert caught.value.status is STOPPED
+
+
 def test_an_unreachable_cluster_that_is_purged_was_in_use_until_the_doubt(place: Place) -> None:
     """What nobody saw is not counted."""
     place.launch()
@@ -348,6 +435,21 @@ def test_what_is_late_writes_nothing(place: Place) -> None:
     del head.transport.rules[0]
     lifecycle.down(place.session, "a")
     assert place.refresh() == {}
+
+
+def test_a_thread_that_is_late_begins_nothing_more(place: Place) -> None:
+    """The head's channel breaks long after the verb has returned: no host is asked anything then."""
+    record = place.launch()
+    place.session.forget_agent(record.cluster_id)
+    head = place.hosts(record)[0]
+    until = threading.Event()
+    _hang(head, "bridge", until)
+    assert place.refresh(timeout_s=0.5) == {"a": UNREACHABLE}
+    place.session.close()
+    calls = [len(host.transport.calls) for host in place.lab.hosts.values()]
+    until.set()
+    _wait_for_threads()
+    assert [len(host.transport.calls) for host in place.lab.hosts.values()] == calls
 
 
 def _everything(session: Session) -> tuple[object, ...]:
