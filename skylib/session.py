@@ -267,7 +267,8 @@ class Session:
 
         That they do not answer here says nothing about them then.
         """
-        return not any(node.address.is_elsewhere(self.machine) for node in record.nodes)
+        local = [node.address for node in record.nodes if node.address.kind == "local"]
+        return not any(address.is_elsewhere(self.machine) for address in local)
 
     @contextmanager
     def operation(self, name: str, cluster: str = "") -> Iterator[EventSink]:
@@ -295,8 +296,10 @@ class Session:
     ) -> AbstractContextManager[int]:
         """Write down what is about to be done, before it is; settle it when that is done, or failed.
 
-        Only a process that was killed leaves one open. details: JSON values that another process needs to finish or undo
-        it; never a secret. leaves: errors after which it stays open, for whoever holds the cluster next. Gives its id.
+        Left open, for whoever holds the cluster next, by a process that was killed, by Ctrl-C and the like, by a state
+        that could not be written, and by `leaves`: nobody has finished or undone it then. An operation that has, and
+        still raises one of these, settles it itself. details: JSON values that another process needs to finish or undo
+        it; never a secret. Gives its id.
         """
         return intents.acting(self.store, self._parts.intents, operation, cluster, details, leaves=leaves)
 
@@ -307,7 +310,7 @@ class Session:
     def left_intents(self, cluster: str | None = None) -> list[IntentRecord]:
         """Open intents that this session is not at, and no other living process that works without the lock; oldest first.
 
-        Under the cluster's lock: what dead processes left. Without it, operations under way are among them.
+        Under the cluster's lock: what nobody is at any more. Without it, operations under way are among them.
         """
         return intents.left(self.store, self._parts.intents, cluster, now=self.clock())
 
