@@ -28,8 +28,8 @@ __all__ = ["Doom", "End", "Killed", "Point", "Wires", "doomed_store"]
 
 _T = TypeVar("_T")
 _WRITES = frozenset(
-    "begin_launch save_cluster settle remove_cluster claim_hosts release_hosts save_jobs add_event begin_intent "
-    "settle_intent config_set config_add".split()
+    "begin_launch save_cluster settle remove_cluster forget_cluster claim_hosts release_hosts save_jobs add_event "
+    "begin_intent settle_intent config_set config_add".split()
 )
 
 

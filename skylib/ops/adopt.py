@@ -46,7 +46,6 @@ def adopt(
         wanted = cluster_id or _id_there(session, known, hosts, events)
         if wanted != known.cluster_id:
             raise _taken(known, wanted)
-        _claim(session, known)  # whatever died before they were
     seen = status(session, [name], refresh_first=True)
     return seen[0] if seen else session.require(name)
 
@@ -130,16 +129,25 @@ def _take_up(session: Session, found: Discovered, events: EventSink) -> ClusterR
     record = _with_pythons(record_of(found, at=session.clock(), owner=session.user_hash), found)
     _refuse_unfit(session, record)
     with session.intent("adopt", record.name, cluster_id=record.cluster_id):
-        with span(events, "adopt.claim", cluster=record.name, status=record.status.value):
-            session.store.begin_launch(record)
-            _claim(session, record)
-        with span(events, "adopt.files", cluster=record.name) as step:
-            step.note(problems=_restore(session, record, found))
-        with span(events, "adopt.jobs", cluster=record.name) as step:
-            step.note(missing=_bring_jobs(session, record, found))
-        with span(events, "adopt.marks", cluster=record.name) as step:
-            step.note(problems=_own(session, record, found))
-        return session.store.settle(record.name, record.status, at=session.clock(), cluster_id=record.cluster_id)
+        try:
+            return _write_down(session, record, found, events)
+        except BaseException:  # half of it would be worse than none; the cluster itself goes on
+            session.store.forget_cluster(record.name, record.cluster_id)
+            raise
+
+
+def _write_down(session: Session, record: ClusterRecord, found: Discovered, events: EventSink) -> ClusterRecord:
+    with span(events, "adopt.claim", cluster=record.name, status=record.status.value):
+        session.store.begin_launch(record)
+        hosts = sorted({node.host for node in record.nodes})
+        session.store.claim_hosts(record.infra, hosts, record.name, record.cluster_id, session.clock())
+    with span(events, "adopt.files", cluster=record.name) as step:
+        step.note(problems=_restore(session, record, found))
+    with span(events, "adopt.jobs", cluster=record.name) as step:
+        step.note(missing=_bring_jobs(session, record, found))
+    with span(events, "adopt.marks", cluster=record.name) as step:
+        step.note(problems=_own(session, record, found))
+    return session.store.settle(record.name, record.status, at=session.clock(), cluster_id=record.cluster_id)
 
 
 def _refuse_unfit(session: Session, record: ClusterRecord) -> None:
@@ -158,11 +166,6 @@ def _refuse_unfit(session: Session, record: ClusterRecord) -> None:
                 retryable=False,
                 hint=f"client.down({record.name!r}, purge=True) ends what is left of it on its hosts",
             )
-
-
-def _claim(session: Session, record: ClusterRecord) -> None:
-    hosts = sorted({node.host for node in record.nodes})
-    session.store.claim_hosts(record.infra, hosts, record.name, record.cluster_id, session.clock())
 
 
 def _bring_jobs(session: Session, record: ClusterRecord, found: Discovered) -> str:

@@ -60,11 +60,18 @@ def end_and_release(
     return _on_each(record, release)
 
 
-def take_away(session: Session, record: ClusterRecord, events: EventSink, *, touched: bool = True) -> tuple[str, ...]:
+def take_away(
+    session: Session,
+    record: ClusterRecord,
+    events: EventSink,
+    *,
+    touched: bool = True,
+    used_until: float | None = None,
+) -> tuple[str, ...]:
     """Take away a cluster that nobody wants: a launch that failed or died, one that gave itself up.
 
     What could not be taken away is returned, in words. The record and the claims go when every node is clean; else they
-    stay, for client.down(). touched: something may have been put on the nodes.
+    stay, for client.down(). touched: something may have been put on the nodes. used_until: as of the store's methods.
     """
     problems: list[str] = []
     if touched:
@@ -74,7 +81,8 @@ def take_away(session: Session, record: ClusterRecord, events: EventSink, *, tou
                     problems.append(f"{receipt.host}: {'; '.join([*receipt.leftovers, receipt.error]).strip('; ')}")
     if not problems:
         give_back(session, record, events)
-        session.store.remove_cluster(record.name, at=session.clock(), cluster_id=record.cluster_id)
+        at = session.clock()
+        session.store.remove_cluster(record.name, at=at, cluster_id=record.cluster_id, used_until=used_until)
     return tuple(problems)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skylib.errors import InvalidSpecError, JobNotFound
+from skylib.errors import ClusterBusy, ClusterNotFound, InvalidSpecError, JobNotFound
+from skylib.events import EventSink
 from skylib.jobs import polling
 from skylib.jobs.submit import Submitted, job_spec, own_key, submit
+from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
@@ -14,6 +16,7 @@ from skylib.ops.files import deliver, prepare_files
 from skylib.ops.holding import hold
 from skylib.ops.lives import Life, life_of, require_up
 from skylib.session import Session
+from skylib.state.intents import is_living
 
 __all__ = ["as_task", "cancel", "exec_", "job", "queue", "seen_job", "wait"]
 
@@ -36,17 +39,16 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
     record = require_up(session, name)
     refuse_misfit(task, record)
     key = key or own_key()
-    with (
-        session.operation("exec", name) as events,
-        session.intent("exec", name, cluster_id=record.cluster_id, key=key),
-    ):
-        files = prepare_files(task, events, workdir_only=True)
-        if files:
-            with hold(session, name, "exec", events):  # nothing is sent to hosts that a down beside us gives back
-                record = require_up(session, name)
-                deliver(session, files, record, events)
-        spec = job_spec(task, record, user=session.user, key=key, setup=False)
-        return submit(session.agent(record), spec, record)
+    with session.operation("exec", name) as events:
+        record = _nothing_left(session, record, "exec", events)
+        with session.intent("exec", name, cluster_id=record.cluster_id, key=key):
+            files = prepare_files(task, events, workdir_only=True)
+            if files:
+                with hold(session, name, "exec", events):  # nothing is sent to hosts that a down beside us gives back
+                    record = require_up(session, name)
+                    deliver(session, files, record, events)
+            spec = job_spec(task, record, user=session.user, key=key, setup=False)
+            return submit(session.agent(record), spec, record)
 
 
 def queue(session: Session, name: str, *, include_ended: bool = True) -> list[JobRecord]:
@@ -123,8 +125,30 @@ def cancel(
         return []
     record = require_up(session, name)
     jobs = list(job_ids) if job_ids is not None else None
-    with (
-        session.operation("cancel", name),
-        session.intent("cancel", name, cluster_id=record.cluster_id, job_ids=jobs, all=all_jobs),
-    ):
-        return polling.cancel(session.agent(record), name, job_ids, all_jobs=all_jobs)
+    with session.operation("cancel", name) as events:
+        try:
+            record = _nothing_left(session, record, "cancel", events)
+        except ClusterNotFound:
+            if cluster_id is None:
+                raise
+            return []
+        with session.intent("cancel", name, cluster_id=record.cluster_id, job_ids=jobs, all=all_jobs):
+            return polling.cancel(session.agent(record), name, job_ids, all_jobs=all_jobs)
+
+
+def _nothing_left(session: Session, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
+    """The cluster, UP after what dead processes had begun with it was finished or undone; `record` when nothing was.
+
+    An operation under way is not waited for, unless a dead one is there, too. Raises as `hold` and `require_up`.
+    """
+    left = session.left_intents(record.name)
+    if not left:
+        return record
+    dead = any(not is_living(intent, now=session.clock()) for intent in left)
+    try:
+        with hold(session, record.name, operation, events, None if dead else 0.0):
+            return require_up(session, record.name)
+    except ClusterBusy:
+        if dead:
+            raise
+        return record

@@ -59,10 +59,11 @@ def _refuse(session: Session, name: str, operation: str, settled: list[Reconcile
             retryable=True,
         )
     gone = next((each for each in settled if each.status is None and each.done is not Settled.NOTED), None)
+    anew = f"client.launch(task, {name!r}) makes a new one"
     if gone is not None and operation not in _MAKING and not replaces and session.store.cluster(name) is None:
         raise ClusterNotFound(
             f"cluster {name!r} is gone: a {gone.operation} that was not ended (by {gone.began}) is {gone.done.value} now",
             cluster=name,
             left=gone,
-            hint=f"client.launch(task, {name!r}) makes a new one",
+            hint=f"client.adopt({name!r}) takes it up" if gone.operation == "adopt" else anew,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from skylib.errors import AgentError, SkyError
 from skylib.jobs import logs, polling
 from skylib.models.cluster import ClusterRecord
@@ -11,33 +13,48 @@ from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 from skylib.transport.command import Command
 
-__all__ = ["bring_logs_home", "keep_log"]
+__all__ = ["Brought", "bring_home", "bring_logs_home", "keep_log"]
 
 WAKE_TIMEOUT_S = 30.0
 KEEP_TIMEOUT_S = 600.0
 
 
-def bring_logs_home(session: Session, record: ClusterRecord, *, cancel: bool = False, pen: Pen = FREE) -> str:
+@attrs.frozen(kw_only=True)
+class Brought:
+    """missing: what did not come home, in words; "" when all did. cancelled: the agent, not asleep, ended all jobs."""
+
+    missing: str
+    cancelled: bool = False
+
+
+def bring_logs_home(session: Session, record: ClusterRecord, *, pen: Pen = FREE) -> str:
     """What the cluster's jobs were and printed, before it goes. "" when all is here, else what is missing, in words.
 
-    cancel: end all jobs first, so that nothing is printed after the copy. The agent of a cluster that stopped by itself
-    is woken to be read, and to do nothing else; who asks ends it with all the rest. pen: for what is written down.
+    The agent of a cluster that stopped by itself is woken to be read, and to do nothing else; who asks ends it with all
+    the rest. pen: for what is written down.
     """
+    return bring_home(session, record, cancel=False, pen=pen).missing
+
+
+def bring_home(session: Session, record: ClusterRecord, *, cancel: bool, pen: Pen = FREE) -> Brought:
+    """As bring_logs_home. cancel: end all jobs first, so that nothing is printed after the copy."""
     if not record.nodes:
-        return ""
+        return Brought(missing="")
+    cancelled = False
     try:
         try:
             if cancel:
                 polling.cancel(session.agent(record), record.name, None, all_jobs=True)
+                cancelled = True
             _bring(session, record, pen)
         except AgentError:
             if not _has_jobs(session, record):
-                return ""
+                return Brought(missing="", cancelled=cancelled)
             _wake(session, record)
             _bring(session, record, pen)
     except SkyError as error:
-        return error.message
-    return ""
+        return Brought(missing=error.message, cancelled=cancelled)
+    return Brought(missing="", cancelled=cancelled)
 
 
 def _bring(session: Session, record: ClusterRecord, pen: Pen) -> None:

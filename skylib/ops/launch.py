@@ -153,7 +153,7 @@ def _on_new(session: Session, work: _Work) -> Submitted:
     placement = choose(session, work.task, context, only=only)
     check_targets(work.task, placement.infra)
     cluster_id = str(uuid.uuid4())
-    with session.intent("launch", work.name, cluster_id=cluster_id, new=True, key=work.key):
+    with session.intent("launch", work.name, cluster_id=cluster_id, new=True, key=work.key) as intent:
         record = make(
             session,
             work.task,
@@ -161,6 +161,7 @@ def _on_new(session: Session, work: _Work) -> Submitted:
             placement,
             context,
             cluster_id=cluster_id,
+            intent=intent,
             autostop=autostop_of(work.task, work.options),
             beside=lambda places: deliver_to(session, work.files, places, work.events),
             timeout_s=max(1.0, work.left_s(session.config.provision.timeout_s)),

@@ -25,7 +25,7 @@ def stop(session: Session, name: str) -> DownReceipt:
         record = session.require(name)
         was = record.status
         with session.intent("stop", name, cluster_id=record.cluster_id, was=was.value):
-            return stop_cluster(session, record, events, cancel=was is ClusterStatus.UP)
+            return stop_cluster(session, record, events, cancel=was is not ClusterStatus.STOPPED)
 
 
 def start(session: Session, name: str) -> ClusterRecord:
@@ -52,14 +52,13 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
         record = session.require(name)
         was = record.status
         with session.intent("down", name, cluster_id=record.cluster_id, was=was.value, purge=purge):
-            return down_cluster(session, record, events, cancel=was is ClusterStatus.UP, purge=purge)
+            return down_cluster(session, record, events, cancel=was is not ClusterStatus.STOPPED, purge=purge)
 
 
 def _clean_again(session: Session, name: str, events: EventSink) -> DownReceipt:
     past = next((each.record for each in session.store.history(name=name)), None)
     if past is None:
-        session.require(name)
-        raise AssertionError("unreachable")  # pragma: no cover
+        raise session.not_found(name)
     with session.intent("clean", name, cluster_id=past.cluster_id):
         return clean_again(session, past, events)
 

@@ -48,13 +48,15 @@ def make(
     context: ProviderContext,
     *,
     cluster_id: str,
+    intent: int,
     autostop: AutostopRecord | None,
     beside: Beside,
     timeout_s: float,
 ) -> ClusterRecord:
     """Claim the hosts and bring the cluster up; `beside` brings the files while Ray starts.
 
-    Call it with the intent written down. A failure is undone: processes, files, claims and record go.
+    intent: the launch's, written down; it is settled when a failure, or Ctrl-C, is undone: processes, files, claims and
+    record are gone then.
     Raises NoCapacityError when a host was taken meanwhile, PreflightError, BringUpError, StagingError, TransportError.
     """
     now = session.clock()
@@ -88,7 +90,9 @@ def make(
     except BaseException as error:
         if begun:
             leftovers = take_away(session, record, context.events, touched=_touched(error))
-            if leftovers and isinstance(error, SkyError):
+            if not leftovers:
+                session.settle_intent(intent, f"undone after {type(error).__name__}")
+            elif isinstance(error, SkyError):
                 error.__dict__["leftovers"] = leftovers
         raise
 

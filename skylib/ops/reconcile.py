@@ -148,7 +148,8 @@ def _settle(session: Session, intent: IntentRecord, sight: _Sight, events: Event
     try:
         if decision.act is Act.KEEP:
             done = Settled.KEPT
-            _settle_unreachable(session, record, seen)
+            if record is None or session.can_reach(record):
+                _settle_unreachable(session, record, seen)
         elif decision.act is Act.NOTE:
             done = Settled.NOTED
             decision, job_id = _with_job(session, intent, record, seen, decision)
@@ -188,20 +189,19 @@ def _act(
         return Settled.UNDONE, ""
     if decision.act is Act.UNDO:
         return Settled.UNDONE, _undo(session, intent, record, events)
-    cancel = intent.details.get("was") == ClusterStatus.UP.value
+    cancel = intent.details.get("was") != ClusterStatus.STOPPED.value
+    told = intent.details.get("used_until")
+    until = float(told) if isinstance(told, (int, float)) else None
     if intent.operation in ("launch", "start"):
         settle_standing(session, record, events)
     elif intent.operation == "stop":
-        stop_cluster(session, record, events, cancel=cancel)
+        stop_cluster(session, record, events, cancel=cancel, used_until=until)
     elif intent.operation == "down":
         down_cluster(session, record, events, cancel=cancel, purge=bool(intent.details.get("purge")))
     elif intent.operation == "release":
-        left = give_up(session, record, events, release=True)
+        left = give_up(session, record, events, release=True, used_until=until)
         if left is not None and left.status is not ClusterStatus.STOPPED:
             return Settled.FINISHED, "a node could not be cleaned"
-    elif intent.operation == "adopt":
-        hosts = sorted({node.host for node in record.nodes})
-        session.store.claim_hosts(record.infra, hosts, record.name, record.cluster_id, session.clock())
     else:
         timer = intent.details.get("timer")
         apply_timer(session, record, AutostopRecord(**timer) if isinstance(timer, dict) else None)
@@ -211,6 +211,9 @@ def _act(
 def _undo(session: Session, intent: IntentRecord, record: ClusterRecord, events: EventSink) -> str:
     if intent.operation == "launch":
         return "; ".join(take_away(session, record, events, touched=bool(record.nodes)))
+    if intent.operation == "adopt":
+        session.store.forget_cluster(record.name, record.cluster_id)
+        return ""
     problems = [receipt for receipt in end_everywhere(session, record, events) if not receipt.clean]
     if problems:
         return "; ".join(f"{each.host}: {each.error or ', '.join(each.leftovers)}" for each in problems)

@@ -125,7 +125,10 @@ def _job(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Deci
 
 
 def _adopt(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Decision:
-    return Decision(act=Act.FINISH, why="the cluster is known, and its hosts are held")
+    if record.status is not ClusterStatus.INIT:
+        return Decision(act=Act.NOTE, why="the cluster is taken up")
+    why = "it is not known how much of it was taken up: it is forgotten here, and goes on as it was; adopt it again"
+    return Decision(act=Act.UNDO, why=why)
 
 
 def _cannot_tell() -> Decision:

@@ -8,6 +8,7 @@ from skylib.jobs import polling
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import DownReceipt
 from skylib.ops.cleanup import end_everywhere, raise_unclean
+from skylib.ops.endings import stopped_at
 from skylib.ops.look import stopped_by_itself
 from skylib.ops.provision import bring_up_again
 from skylib.ops.recovery import never_up
@@ -37,13 +38,16 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
             since=record.status_since,
             hint=f"client.down({record.name!r}) forgets it",
         )
+    until = None
     if record.status is not ClusterStatus.STOPPED:
         problem = _why_not_ready(session, record, events)
         if problem is None:
             return _settle_up(session, record, events)
-        if not isinstance(problem, AgentReplyError) or problem.kind == "asleep":
+        if isinstance(problem, AgentReplyError) and problem.kind != "asleep":
+            until = session.clock()
+        else:
             if stopped_by_itself(session, record) is not None:
-                return _again(session, record, events)
+                return _again(session, record, events, used_until=stopped_at(session, record))
             with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=False):
                 problem = _with_new_agents(session, record, events)
         if problem is None:
@@ -57,7 +61,7 @@ def revive(session: Session, record: ClusterRecord, events: EventSink, *, may_en
                 evidence=problem.evidence,
                 hint=f"client.start({record.name!r}) ends them and brings the cluster up again",
             ) from problem
-    return _again(session, record, events)
+    return _again(session, record, events, used_until=until)
 
 
 def _settle_up(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
@@ -99,11 +103,13 @@ def _may_have_jobs(session: Session, record: ClusterRecord) -> bool:
         return True
 
 
-def _again(session: Session, record: ClusterRecord, events: EventSink) -> ClusterRecord:
+def _again(session: Session, record: ClusterRecord, events: EventSink, *, used_until: float | None) -> ClusterRecord:
+    """used_until: as of the store's methods."""
     with session.intent("start", record.name, cluster_id=record.cluster_id, was=record.status.value, anew=True):
         receipts = end_everywhere(session, record, events)
         raise_unclean(DownReceipt(cluster_name=record.name, nodes=receipts, released=False), "start")
-        session.store.settle(record.name, ClusterStatus.INIT, at=session.clock(), cluster_id=record.cluster_id)
+        settle, at = session.store.settle, session.clock()
+        settle(record.name, ClusterStatus.INIT, at=at, cluster_id=record.cluster_id, used_until=used_until)
         try:
             return bring_up_again(session, record, events)
         except BringUpError:

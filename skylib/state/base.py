@@ -124,6 +124,12 @@ class StateStore(Protocol):
         used_until: as of `settle`. reason: for the event, where the cluster did not go because somebody took it down.
         """
 
+    def forget_cluster(self, name: str, cluster_id: str) -> None:
+        """As if that life of the name had not been begun here: it may be begun again. Its hosts are released.
+
+        For one that this state never had whole; what is over stays in history.
+        """
+
     # Hosts held.
 
     def claim_hosts(self, infra: str, hosts: Sequence[str], cluster: str, cluster_id: str, at: float) -> None:

@@ -17,7 +17,7 @@ __all__ = ["LOCKLESS", "PROCESS", "acting", "is_living", "left", "settle", "this
 
 _log = logging.getLogger(__name__)
 PROCESS = "process"  # the key in an intent's details
-LOCKLESS = frozenset({"exec", "cancel"})  # begun without the cluster's lock, which would else say who lives
+LOCKLESS = frozenset({"exec", "cancel"})  # begun without the cluster's lock, which would else say who lives; never half-done
 ELSEWHERE_S = 900.0  # how long a process that cannot be looked at is taken to live
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -40,13 +40,18 @@ def acting(
         mine.add(number)
         yield number
     except BaseException as error:
-        outcome = "" if isinstance(error, leaves) else f"failed: {type(error).__name__}"
+        outcome = "" if isinstance(error, leaves) or _is_half_done(operation, error) else f"failed: {type(error).__name__}"
         raise
     finally:
         if os.getpid() == pid:  # a child forked within is not the one that began it
             mine.discard(number)
             if outcome:
                 settle(store, number, outcome)
+
+
+def _is_half_done(operation: str, error: BaseException) -> bool:
+    """Ctrl-C, and a store that could not be written, stop an operation short: it has not cleaned up after itself."""
+    return operation not in LOCKLESS and (isinstance(error, StateError) or not isinstance(error, Exception))
 
 
 def settle(store: StateStore, number: int, outcome: str) -> None:

@@ -29,6 +29,7 @@ from skylib.state.transitions import usage_change
 __all__ = [
     "add_claims",
     "all_names",
+    "drop_life",
     "drop_old",
     "end_life",
     "held_hosts",
@@ -157,6 +158,12 @@ def end_life(
     connection.execute("DELETE FROM clusters WHERE name = ?", record.name)
     details = {"from": record.status.value, "to": None, **({"reason": reason} if reason else {})}
     put_event(connection, record.name, record.cluster_id, "status", at, details)
+
+
+def drop_life(connection: Connection, record: ClusterRecord) -> None:
+    """No row, no hosts, and no history of it; what happened to it is still told."""
+    for table in ("host_claims", "jobs", "usage_intervals", "clusters", "cluster_history"):
+        connection.execute(f"DELETE FROM {table} WHERE cluster_id = ?", record.cluster_id)
 
 
 def _count_usage(

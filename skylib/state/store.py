@@ -105,6 +105,14 @@ class SqlStore:
 
         return self._backend.write(remove)
 
+    def forget_cluster(self, name: str, cluster_id: str) -> None:
+        def forget(connection: Connection) -> None:
+            existing = statements.read_cluster(connection, name)
+            if existing is not None and existing.cluster_id == cluster_id:
+                statements.drop_life(connection, existing)
+
+        self._backend.write(forget)
+
     # Hosts held.
 
     def claim_hosts(self, infra: str, hosts: Sequence[str], cluster: str, cluster_id: str, at: float) -> None:

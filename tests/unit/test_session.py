@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skylib.client import Client
-from skylib.errors import ClusterNotFound, ConfigError
+from skylib.errors import ClusterNotFound, ConfigError, StateError
 from skylib.events import Event
 from skylib.models.node import HostAddress
 from skylib.models.task import Task
@@ -92,11 +92,42 @@ def test_an_intent_is_open_while_it_is_acted_on_and_settled_after(tmp_path: Path
 
 
 def test_an_operation_that_failed_has_told_its_caller_and_leaves_no_intent(tmp_path: Path):
-    """Any exception, Ctrl-C included, settles the intent."""
+    """An exception settles the intent: who raised it has cleaned up."""
     session = Session(tmp_path / "sky")
-    for error in (ClusterNotFound("no"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), session.intent("stop", "train"):
-            raise error
+    with pytest.raises(ClusterNotFound), session.intent("stop", "train"):
+        raise ClusterNotFound("no")
+    assert session.store.open_intents() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), StateError("the disk is full")], ids=repr)
+def test_an_operation_that_was_stopped_short_leaves_its_intent_to_the_next(tmp_path: Path, error: BaseException):
+    """Nobody finished or undid it: it is open, and left to this session, too."""
+    session = Session(tmp_path / "sky")
+    with pytest.raises(type(error)), session.intent("stop", "train"):
+        raise error
+    assert [each.operation for each in session.left_intents("train")] == ["stop"]
+
+
+def test_an_operation_that_has_undone_itself_settles_its_intent(tmp_path: Path):
+    """Ctrl-C or not: what the operation says itself is what came of it."""
+    session = Session(tmp_path / "sky")
+
+    def launch() -> None:
+        with session.intent("launch", "train") as intent:
+            session.settle_intent(intent, "undone")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch()
+    assert session.store.open_intents() == []
+
+
+@pytest.mark.parametrize("operation", ["exec", "cancel"])
+def test_what_the_agent_does_in_one_step_is_never_stopped_short(tmp_path: Path, operation: str):
+    """Ctrl-C leaves nothing of a submission to finish or undo."""
+    session = Session(tmp_path / "sky")
+    with pytest.raises(KeyboardInterrupt), session.intent(operation, "train"):
+        raise KeyboardInterrupt
     assert session.store.open_intents() == []
 
 

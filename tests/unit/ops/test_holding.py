@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import attrs
 import pytest
 
-from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound
+from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound, StateError
 from skylib.events import Event, discard
 from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.job import JobStatus
 from skylib.models.receipts import Reconciled, Settled
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.ops import execute, joblogs, launch, lifecycle, status
 from skylib.ops.holding import hold
 from skylib.ops.reconcile import reconcile
+from skylib.paths import SkyHome
 from skylib.session import Session
+from skylib.state.base import StateStore
+from skylib.state.sqlite import SqliteStore
 from tests.doom import Doom, Wires
 from tests.processes import Child
 from tests.scripted_node import ScriptedLab
@@ -39,11 +45,13 @@ def session(tmp_path: Path, lab: ScriptedLab) -> Iterator[Session]:
     made.close()
 
 
-def open_session(home: Path, lab: ScriptedLab, events: Callable[[Event], None] | None = None) -> Session:
+def open_session(
+    home: Path, lab: ScriptedLab, events: Callable[[Event], None] | None = None, *, store: StateStore | None = None
+) -> Session:
     home.mkdir(mode=0o700, exist_ok=True)
     home.joinpath("ssh_node_pools.yaml").write_text(lab.pool_yaml())
     home.joinpath("config.yaml").write_text("provision:\n  timeout_s: 5\nagent:\n  call_timeout_s: 2\n")
-    return Session(home, transports=Wires(lab, Doom()), events=events)
+    return Session(home, transports=Wires(lab, Doom()), events=events, store=store)
 
 
 def launch_it(session: Session, name: str = "c", nodes: int = 2) -> int:
@@ -275,6 +283,180 @@ def test_status_settles_what_is_left_when_it_asks_the_nodes_and_only_then(sessio
     assert status.status(session)[0].status is ClusterStatus.UP
     assert session.store.open_intents() != []
     assert status.status(session, refresh_first=True)[0].status is ClusterStatus.STOPPED
+
+
+def interrupting(*steps: str) -> Callable[[Event], None]:
+    """A sink in which the user presses Ctrl-C when each step begins, once."""
+    due = set(steps)
+
+    def sink(event: Event) -> None:
+        if event.phase.value == "started" and event.step in due:
+            due.remove(event.step)
+            raise KeyboardInterrupt
+
+    return sink
+
+
+def test_a_launch_that_undid_itself_leaves_nothing_to_settle(tmp_path: Path, lab: ScriptedLab):
+    """Ctrl-C once: when it leaves the verb all is taken away, and said to be."""
+    session = open_session(tmp_path / "sky", lab, interrupting("runtime.ready"))
+    with pytest.raises(KeyboardInterrupt):
+        launch_it(session)
+    assert (session.store.clusters(), session.store.open_intents()) == ([], [])
+    assert [host.left() for host in lab.hosts.values()] == [[], []]
+
+
+@pytest.mark.parametrize("following", ["reconcile", "launch"])
+def test_a_launch_whose_undo_was_interrupted_is_undone_by_the_next(tmp_path: Path, lab: ScriptedLab, following: str):
+    """Ctrl-C twice, in a process that lives on: what Ray and claims are left go with its next verb."""
+    session = open_session(tmp_path / "sky", lab, interrupting("runtime.ready", "provision.undo"))
+    with pytest.raises(KeyboardInterrupt):
+        launch_it(session)
+    half = session.require("c")
+    assert lab.hosts["h1"].processes != {}
+    lab.hosts["h2"].reboot()
+    if following == "launch":
+        launch_it(session)
+        assert session.require("c").cluster_id != half.cluster_id
+        assert lab.hosts["h1"].kinds(half.cluster_id) == []
+        return
+    assert only(reconcile(session)).done is Settled.UNDONE
+    assert (session.store.clusters(), session.store.claims(), session.store.open_intents()) == ([], {}, [])
+    assert [host.left() for host in lab.hosts.values()] == [[], []]
+
+
+class FullDisk:
+    """A store of which some methods find the disk full."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self.fails: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.fails:
+            raise StateError("the disk is full")
+        return getattr(self._store, name)
+
+
+def test_a_launch_whose_undo_cannot_be_written_is_undone_by_the_next(tmp_path: Path, lab: ScriptedLab):
+    """The disk is full when the cluster stands: the intent is open until that is settled."""
+    store = FullDisk(SqliteStore(SkyHome(tmp_path / "sky")))
+    session = open_session(tmp_path / "sky", lab, store=cast(StateStore, store))
+    store.fails = {"settle", "remove_cluster"}
+    with pytest.raises(StateError, match="the disk is full"):
+        launch_it(session)
+    assert len(session.store.claims()) == 2
+    store.fails.clear()
+    assert only(reconcile(session)).done is Settled.UNDONE
+    assert (session.store.clusters(), session.store.claims(), session.store.open_intents()) == ([], {}, [])
+
+
+@pytest.mark.parametrize("verb", ["stop", "down"])
+def test_a_stop_that_was_interrupted_is_finished_by_the_next_verb(tmp_path: Path, lab: ScriptedLab, verb: str):
+    """Ctrl-C between two nodes: no job is queued onto what is left of the cluster."""
+    session = open_session(tmp_path / "sky", lab, interrupting("teardown.end"))
+    launch_it(session)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(lifecycle, verb)(session, "c")
+    with pytest.raises(ClusterNotUp if verb == "stop" else ClusterNotFound):
+        execute.exec_(session, "true", "c")
+    assert session.store.open_intents() == []
+    assert lab.hosts["h1"].processes == {}
+
+
+def test_a_job_waits_until_what_a_dead_process_had_begun_is_over(session: Session, lab: ScriptedLab):
+    """exec and cancel settle a killed stop first, though they work without the cluster's lock."""
+    for verb in (lambda: execute.exec_(session, "true", "c"), lambda: execute.cancel(session, "c", all_jobs=True)):
+        launch_it(session)
+        leave(session, "stop", session.require("c"), was="UP")
+        with pytest.raises(ClusterNotUp, match="STOPPED"):
+            verb()
+        assert lab.hosts["h1"].kinds(session.require("c").cluster_id) == []
+
+
+def test_a_job_of_a_cluster_that_a_dead_down_takes_away_has_ended(session: Session):
+    """cancel by a handle finds nothing to do."""
+    launch_it(session)
+    record = session.require("c")
+    leave(session, "down", record, was="UP")
+    assert execute.cancel(session, "c", [1], cluster_id=record.cluster_id) == []
+    assert session.store.clusters() == []
+
+
+def test_a_job_does_not_wait_for_an_operation_under_way(session: Session, lab: ScriptedLab):
+    """Who holds the cluster, and lives, settles what was left; exec goes on beside it."""
+    launch_it(session)
+    home = session.home.root
+
+    def deliver_slowly(child: Child) -> None:
+        other = open_session(home, lab)
+        with other.hold("c", "launch"), other.intent("launch", "c", cluster_id="x"):
+            child.say(b"h")
+            child.wait_for_go()
+
+    child = Child(deliver_slowly)
+    child.heard()
+    assert execute.exec_(session, "true", "c").job_id == 2
+    child.go()
+    child.ended()
+
+
+@pytest.mark.parametrize("verb", ["stop", "down", "reconcile"])
+@pytest.mark.parametrize("known", [ClusterStatus.UNREACHABLE, ClusterStatus.INIT])
+def test_jobs_of_a_cluster_that_answers_after_all_are_cancelled(session: Session, verb: str, known: ClusterStatus):
+    """Whatever the record said: what runs ends as cancelled, and the cluster was in use until now."""
+    task = Task(run="sleep", num_nodes=2, resources=Resources(infra="ssh/lab"))
+    launch.launch(session, task, "c", launch.Options())
+    record = session.store.settle("c", known, at=session.clock())
+    began = session.clock()
+    session.clock = lambda: began + 1000
+    if verb == "reconcile":
+        leave(session, "stop", record, was=known.value)
+        reconcile(session)
+    else:
+        getattr(lifecycle, verb)(session, "c")
+    (job,) = session.store.jobs("c")
+    assert job.status is JobStatus.CANCELLED
+    (life,) = session.store.history(name="c")
+    if known is ClusterStatus.UNREACHABLE:
+        assert life.intervals[-1].end == began + 1000
+
+
+@pytest.mark.parametrize("verb", ["stop", "down", "release", "release, told"])
+def test_a_cluster_that_had_stopped_by_itself_was_in_use_until_then(session: Session, lab: ScriptedLab, verb: str):
+    """Who ends it later counts no hour in which nothing ran: the head says when, or the intent of who had asked it."""
+    task = Task(run="true", num_nodes=2, resources=Resources(infra="ssh/lab"))
+    launch.launch(session, task, "c", launch.Options(idle_minutes=5, down=True))
+    record, head = session.require("c"), lab.hosts["h1"].agent
+    assert head is not None
+    head.idle()
+    stopped = json.loads(lab.hosts["h1"].files[f"{record.head.root}/.sky/stopped.json"])["at"]
+    session.clock = lambda: stopped + 1000
+    if verb.startswith("release"):
+        told = {"used_until": stopped - 0.001} if "told" in verb else {}
+        leave(session, "release", record, was="UP", **told)
+        assert only(reconcile(session)).done is Settled.FINISHED
+    else:
+        getattr(lifecycle, verb)(session, "c")
+    (life,) = session.store.history(name="c")
+    assert life.intervals[-1].end == pytest.approx(stopped, abs=0.0001 if "told" not in verb else 0.01)
+
+
+def test_an_adoption_that_was_cut_short_is_forgotten_and_can_be_repeated(session: Session, lab: ScriptedLab):
+    """Record, claims and history go, its nodes go on; whoever asks next is told to adopt it again."""
+    launch_it(session)
+    whole = session.require("c")
+    session.store.forget_cluster("c", whole.cluster_id)
+    session.store.begin_launch(whole)
+    session.store.claim_hosts(whole.infra, [node.host for node in whole.nodes], "c", whole.cluster_id, 1.0)
+    leave(session, "adopt", whole)
+    with pytest.raises(ClusterNotFound, match="adopt that was not ended") as caught:
+        lifecycle.stop(session, "c")
+    assert "client.adopt('c')" in str(caught.value.hint)
+    assert (session.store.clusters(), session.store.claims(), session.store.history()) == ([], {}, [])
+    assert lab.hosts["h1"].kinds(whole.cluster_id) == ["agent", "ray"]
+    session.store.begin_launch(whole)
+    assert session.require("c").cluster_id == whole.cluster_id
 
 
 @pytest.mark.parametrize("verb", ["launch", "adopt"])

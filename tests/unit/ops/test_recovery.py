@@ -43,6 +43,8 @@ TABLE = {
     "exec": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "cancel": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "clean": (FINISH,) * 9,
+    "adopt, half": (UNDO,) * 9,
+    "adopt, made": (NOTE,) * 9,
     "of another skylib": (KEEP,) * 9,
 }
 DETAILS: dict[str, dict[str, object]] = {
@@ -54,7 +56,8 @@ DETAILS: dict[str, dict[str, object]] = {
     "down, purge": {"purge": True},
 }
 # When the cluster is stopped already, whatever its nodes say.
-STOPPED = {"stop": NOTE, "autostop": NOTE, "exec": NOTE, "cancel": NOTE, "launch, old": NOTE, "launch, made": NOTE}
+STOPPED = {"stop": NOTE, "adopt, half": NOTE, "autostop": NOTE, "exec": NOTE, "cancel": NOTE}
+STOPPED.update({"launch, old": NOTE, "launch, made": NOTE})
 # When the cluster is gone, or the name is another one's.
 GONE = {"launch, half": UNDO, "launch, made": UNDO, "clean": FINISH}
 
@@ -67,7 +70,8 @@ def intent(case: str) -> IntentRecord:
 
 def record(case: str, status: ClusterStatus = ClusterStatus.UP, **changes: object) -> ClusterRecord:
     nodes = (node_record(0), node_record(1))
-    made = cluster_record("a", "a-1", status=status, num_nodes=2, nodes=nodes, ray_port=0 if "half" in case else 6380)
+    known = ClusterStatus.INIT if case == "adopt, half" and status is ClusterStatus.UP else status
+    made = cluster_record("a", "a-1", status=known, num_nodes=2, nodes=nodes, ray_port=0 if "half" in case else 6380)
     return attrs.evolve(made, **changes)
 
 
@@ -103,10 +107,11 @@ def test_a_launch_that_had_touched_no_host_is_undone_whatever_is_seen():
 
 @pytest.mark.parametrize("case", TABLE)
 def test_nothing_is_ended_or_forgotten_in_doubt(case: str):
-    """With a host that is not reached nothing is done, unless the user had said that it does not matter."""
+    """With a host that is not reached nothing is done on any, unless the user had said that it does not matter."""
     for status, name in product(ClusterStatus, IN_DOUBT):
         decision = decide(intent(case), record(case, status), SEEN[name])
-        assert decision.act in (KEEP, NOTE) or case in ("down, purge", "clean")
+        touches_no_node = case.startswith("adopt")
+        assert decision.act in (KEEP, NOTE) or touches_no_node or case in ("down, purge", "clean")
 
 
 @pytest.mark.parametrize("case", TABLE)
