@@ -157,6 +157,20 @@ def test_remove_is_done_once(store: StateStore) -> None:
     assert [life.ended_at for life in store.history()] == [110.0]
 
 
+def test_a_cluster_that_is_forgotten_was_never_begun(store: StateStore) -> None:
+    """Neither hosts, jobs nor history are kept, the same life may begin again, and another's is left alone."""
+    record = store.begin_launch(cluster_record())
+    store.claim_hosts("ssh/lab", ["h1"], "train", "train-1", 101.0)
+    store.save_jobs("train-1", [job_record(1)])
+    store.settle("train", ClusterStatus.UP, at=102.0)
+    store.forget_cluster("train", "another")
+    assert store.claims() == {("ssh/lab", "h1"): "train"}
+    store.forget_cluster("train", "train-1")
+    store.forget_cluster("train", "train-1")
+    assert (store.clusters(), store.claims(), store.jobs("train"), store.history()) == ([], {}, [], [])
+    assert store.begin_launch(record) == record
+
+
 def test_hosts_are_claimed_all_or_none(store: StateStore) -> None:
     """One taken host is enough for none to be claimed, and the error names its holder."""
     store.begin_launch(cluster_record("a"))

@@ -14,7 +14,9 @@ import pytest
 
 import skylib
 from skylib.errors import ClusterBusy, ClusterNotFound, ConnectError, InvalidSpecError, NoCapacityError
+from skylib.events import Event
 from skylib.models.discovered import ClusterHealth, MemberState
+from skylib.models.receipts import Settled
 from tests.lab import Lab, eventually, make_lab, texts
 from tests.testbed import Host, pool_yaml
 
@@ -272,7 +274,7 @@ def test_looking_changes_nothing_and_rubbish_is_a_problem(lab: Lab, other: Lab):
 @pytest.mark.parametrize(
     ("step", "phase"), [("adopt.claim", "started"), ("adopt.claim", "finished"), ("adopt.marks", "started")]
 )
-def test_an_adoption_that_died_is_finished(lab: Lab, other: Lab, step: str, phase: str):
+def test_an_adoption_that_died_is_done_again(lab: Lab, other: Lab, step: str, phase: str):
     """kill -9 of the adopter: the same call again has the whole cluster, its hosts held, its jobs known."""
     lab.client.launch(lab.task("true", num_nodes=2), "c").wait(timeout_s=60)
     lose(lab)
@@ -283,6 +285,41 @@ def test_an_adoption_that_died_is_finished(lab: Lab, other: Lab, step: str, phas
     with pytest.raises(NoCapacityError, match="'c'"):
         other.client.launch(other.task("true", num_nodes=2), "more")
     other.client.exec("true", "c").wait(timeout_s=60)
+    other.client.down("c")
+    other.assert_nothing_left()
+
+
+@pytest.mark.parametrize("step", ["adopt.files", "adopt.jobs", "adopt.marks"])
+def test_an_adoption_that_died_is_forgotten_by_whoever_comes_first(lab: Lab, other: Lab, step: str):
+    """reconcile() says so, touches no node, and the cluster is adopted as if nobody had tried."""
+    lab.client.launch(lab.task("true", num_nodes=2), "c").wait(timeout_s=60)
+    lose(lab)
+    assert die(other, step, "started", "adopt").returncode == -signal.SIGKILL
+    (done,) = other.client.reconcile()
+    assert (done.operation, done.done, done.status) == ("adopt", Settled.UNDONE, None)
+    assert "adopt it again" in done.why
+    assert other.client.status() == []
+    (found,) = other.client.discover("ssh/lab")
+    assert (found.health, found.known) == (ClusterHealth.UP, False)
+    assert other.client.adopt("c").status is UP
+    assert [each.job_id for each in other.client.queue("c")] == [1]
+    other.client.down("c")
+    other.assert_nothing_left()
+
+
+def test_an_adoption_that_was_interrupted_leaves_nothing(lab: Lab, other: Lab):
+    """Ctrl-C in the middle: the home is as it was, and the same call again works."""
+    lab.client.launch(lab.task("true", num_nodes=2), "c").wait(timeout_s=60)
+    lose(lab)
+
+    def interrupted(event: Event) -> None:
+        if event.step == "adopt.jobs":
+            raise KeyboardInterrupt
+
+    with skylib.Client(other.home, events=interrupted) as client, pytest.raises(KeyboardInterrupt):
+        client.adopt("c")
+    assert (other.client.status(), other.client.reconcile()[0].done) == ([], Settled.NOTED)
+    assert other.client.adopt("c").status is UP
     other.client.down("c")
     other.assert_nothing_left()
 

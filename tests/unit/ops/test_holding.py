@@ -16,6 +16,7 @@ from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound, StateError
 from skylib.events import Event, discard
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.job import JobStatus
+from skylib.models.node import HostAddress
 from skylib.models.receipts import Reconciled, Settled
 from skylib.models.resources import Resources
 from skylib.models.task import Task
@@ -457,6 +458,21 @@ def test_an_adoption_that_was_cut_short_is_forgotten_and_can_be_repeated(session
     assert lab.hosts["h1"].kinds(whole.cluster_id) == ["agent", "ray"]
     session.store.begin_launch(whole)
     assert session.require("c").cluster_id == whole.cluster_id
+
+
+def test_nothing_is_said_of_a_cluster_that_is_local_to_another_machine(session: Session):
+    """What its owner's machine died in is kept, and the cluster is not called UNREACHABLE from here."""
+    launch_it(session)
+    record = session.require("c")
+    there = tuple(attrs.evolve(node, address=HostAddress(kind="local", host="elsewhere")) for node in record.nodes)
+    record = attrs.evolve(record, nodes=there)
+    session.store.save_cluster(record)
+    leave(session, "stop", record, was="UP")
+    here = Session(session.home.root)
+    done = only(reconcile(here))
+    here.close()
+    assert (done.done, done.status) == (Settled.KEPT, ClusterStatus.UP)
+    assert session.require("c") == record
 
 
 @pytest.mark.parametrize("verb", ["launch", "adopt"])
