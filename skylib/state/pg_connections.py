@@ -183,6 +183,9 @@ class PgConnections:
             link.simple("ROLLBACK")
         except (Away, StateError):
             self.pool.drop(link)
+        except BaseException:
+            self.pool.drop(link)
+            raise
         else:
             self.pool.give_back(link)
 

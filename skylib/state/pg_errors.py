@@ -36,7 +36,7 @@ _HINTS = {
     "3D000": "create the database, or name another one in `db`",
     "42501": "give the user of `db` the right to connect to that database, and to its schema skylib",
     "53100": "free space on the database server",
-    "57014": "the server ends statements early: see its statement_timeout for this user",
+    "57014": "somebody ended the statement on the server (pg_cancel_backend): try again",
 }
 # A refused connection has no SQLSTATE in libpq, only words; in another language it is taken for one that may be tried again.
 _REFUSALS = (

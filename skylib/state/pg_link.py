@@ -41,12 +41,14 @@ _SERVER = {
     "client_encoding": "UTF8",
     "standard_conforming_strings": "on",
     "idle_in_transaction_session_timeout": "60000",
+    "statement_timeout": "0",  # ours are shorter, and a statement that is ended half-way is more to think about
+    "lock_timeout": "0",
     "tcp_keepalives_idle": "15",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-_SINCE_14 = {"idle_session_timeout": "0"}
+_SINCE = {140000: {"idle_session_timeout": "0"}, 170000: {"transaction_timeout": "0"}}
 
 
 class Link:
@@ -193,7 +195,9 @@ def _made_ready(connection: psycopg.Connection[Any], address: Address, answer_s:
             raise StateError(
                 f"{address.where} is PostgreSQL {version // 10000}; 12 or newer is needed", hint="use a newer server"
             )
-        settings = {**_SERVER, **(_SINCE_14 if version >= 140000 else {})}
+        settings = dict(_SERVER)
+        for since, more in _SINCE.items():
+            settings |= more if version >= since else {}
         each = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
         own = "(SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid())"
         ((*_, pid, start),) = link.rows(f"SELECT {each}, pg_backend_pid(), {own}")

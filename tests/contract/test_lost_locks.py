@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
-from skylib.errors import DatabaseUnreachable, LockLost, LockTimeout
+from skylib.errors import DatabaseUnreachable, LockLost, LockTimeout, StateError
 from skylib.locks import Locks
 from skylib.models.cluster import ClusterStatus
 from skylib.paths import SkyHome
 from skylib.state.advisory import AdvisoryKeeper
 from skylib.state.postgres import PostgresStore
-from tests.pg_proxy import CuttingProxy
+from tests.pg_proxy import CuttingProxy, TransactionPooler
 from tests.postgres import Server, running_server
 from tests.processes import Child
 from tests.records import cluster_record
@@ -185,6 +187,109 @@ def test_a_holder_that_is_stopped_keeps_its_lock(database: str, open_locks: Open
     child.ended()
     with locks.hold("cluster:a", operation="down", timeout_s=10):
         pass
+
+
+@pytest.mark.parametrize("at", [b"INSERT INTO lock_holders", b"COMMIT\0"])
+def test_a_connection_that_breaks_while_a_lock_is_taken_does_not_keep_it(
+    proxy: CuttingProxy, through: str, open_locks: Opener, at: bytes
+) -> None:
+    """The server has not seen that it broke: what it still holds for us is ended, and nobody is busy."""
+    locks = open_locks(through)
+    with locks.hold("x", operation="first"):
+        pass
+    proxy.at = at
+    proxy.arm("silent")
+    with locks.hold("cluster:a", operation="launch", timeout_s=0):
+        holder = locks.holder("cluster:a")
+        assert holder is not None
+        assert holder.operation == "launch"
+    assert proxy.cuts == 1
+
+
+def _end_statement(server: Server, database: str, words: str) -> None:
+    """What an administrator, or a limit of the server, does to a statement that waits."""
+    deadline = time.monotonic() + 30
+    sql = (
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = %s AND wait_event_type = 'Lock' AND query LIKE %s"
+    )
+    while not server.run(sql, database.rpartition("/")[2], f"%{words}%"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_release_that_the_server_ends_frees_the_lock(postgres: Server, database: str, open_locks: Opener) -> None:
+    """Its connection goes, and the lock with it; nobody has had it, so nothing is lost."""
+    locks = open_locks(database)
+    ended: list[None] = []
+    with psycopg.connect(database) as other:
+        with locks.hold("cluster:a", operation="launch"):
+            other.execute("UPDATE skylib.lock_holders SET backend = backend")
+            ending = threading.Thread(
+                target=lambda: ended.append(_end_statement(postgres, database, "UPDATE lock_holders SET backend = 0"))
+            )
+            ending.start()
+        ending.join(30)
+        assert ended == [None]
+        other.rollback()
+    with open_locks(database).hold("cluster:a", operation="down", timeout_s=5):
+        pass
+    with locks.hold("cluster:a", operation="launch", timeout_s=5):
+        pass
+
+
+def test_a_limit_of_the_role_ends_no_statement(postgres: Server, database: str, open_locks: Opener) -> None:
+    """Its statement_timeout and lock_timeout are not ours."""
+    name = database.rpartition("/")[2]
+    with open_locks(database).hold("x", operation="first"):
+        pass
+    for limit in ("statement_timeout", "lock_timeout"):
+        postgres.run(sql.SQL("ALTER DATABASE {} SET {} = '300ms'").format(sql.Identifier(name), sql.SQL(limit)))
+    locks = open_locks(database)
+    with psycopg.connect(database) as other:
+        with locks.hold("cluster:a", operation="launch"):
+            other.execute("UPDATE skylib.lock_holders SET backend = backend")
+            letting_go = threading.Timer(1.0, other.rollback)
+            letting_go.start()
+        letting_go.join(30)
+    assert locks.holder("cluster:a") is None
+
+
+def _pooled(pooler: TransactionPooler, database: str, postgres: Server) -> str:
+    return database.replace(f":{postgres.port}/", f":{pooler.port}/")
+
+
+def test_a_session_that_is_shared_gives_no_second_lock(postgres: Server, database: str, open_locks: Opener) -> None:
+    """Behind a pooler in transaction mode the second client would have the same lock: it is told what is wrong."""
+    with TransactionPooler(database, sessions=1) as pooler:
+        url = _pooled(pooler, database, postgres)
+        with open_locks(url).hold("cluster:a", operation="launch"):
+            with pytest.raises(StateError, match="shared with others") as caught:
+                with open_locks(url).hold("cluster:a", operation="down", timeout_s=0):
+                    pass
+    assert "pooler in transaction mode" in str(caught.value.hint)
+    assert not isinstance(caught.value, LockTimeout)
+
+
+def test_a_lock_is_not_taken_in_somebody_elses_session(postgres: Server, database: str, open_locks: Opener) -> None:
+    """A pooler that gives each transaction another session: told so, and none of them keeps the lock."""
+    with TransactionPooler(database, sessions=3, in_turn=True) as pooler:
+        with pytest.raises(StateError, match="shared with others"):
+            with open_locks(_pooled(pooler, database, postgres)).hold("cluster:a", operation="launch"):
+                pass
+        with open_locks(database).hold("cluster:a", operation="down", timeout_s=5):
+            pass
+
+
+def test_a_lock_that_stays_in_a_poolers_session_is_ended(postgres: Server, database: str, open_locks: Opener) -> None:
+    """What looked well when it was taken is told at the latest at the release; the lock is free then."""
+    with TransactionPooler(database, sessions=2) as pooler:
+        url = _pooled(pooler, database, postgres)
+        with pytest.raises(StateError, match="shared with others"):  # noqa: PT012
+            with open_locks(url).hold("cluster:a", operation="launch"):
+                pooler.turn()
+        with open_locks(database).hold("cluster:a", operation="down", timeout_s=5):
+            pass
 
 
 def test_the_same_lock_changes_hands_among_threads_that_are_cut(
