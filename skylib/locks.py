@@ -18,7 +18,6 @@ import socket
 import string
 import threading
 import time
-import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from hashlib import sha256
@@ -29,6 +28,7 @@ from typing import Protocol
 import attrs
 
 from skylib.errors import ClusterBusy, LockTimeout, SkyError, StateError
+from skylib.forks import watch
 from skylib.paths import SkyHome, ensure_private_dir
 
 __all__ = ["Fence", "FileKeeper", "Grip", "Keeper", "LockHolder", "Locks", "held_grips", "lock_file_name"]
@@ -259,14 +259,7 @@ class Locks:
             return
         if self._pid == 0:
             self._pid = os.getpid()
-            mine = weakref.ref(self)
-
-            def let_go() -> None:
-                locks = mine()
-                if locks is not None:
-                    locks._let_go_in_child()
-
-            os.register_at_fork(after_in_child=let_go)
+            watch(self, in_child=Locks._let_go_in_child)
         else:
             self._let_go_in_child()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
+from skylib.forks import watch
 from skylib.paths import SkyHome, secure_home
 from skylib.runtime.agent_client import AgentClient
 
@@ -26,7 +26,7 @@ class Parts:
         self.made = {name: part for name, part in made.items() if part is not None}
         self.agents: dict[tuple[str, float], AgentClient] = {}  # by cluster_id and the time that an answer may take
         self.intents: set[int] = set()
-        _renew_in_children(self)
+        watch(self, in_child=Parts._renew)
 
     def get(self, name: str, make: Callable[[], _T]) -> _T:
         """Raises StateError for a home that is not private and cannot be made so."""
@@ -38,15 +38,7 @@ class Parts:
                 self.made[name] = make()
             return cast(_T, self.made[name])
 
-
-def _renew_in_children(parts: Parts) -> None:
-    """A forked child has no thread that would give the lock back, and is at no intent."""
-    mine = weakref.ref(parts)
-
-    def renew() -> None:
-        still = mine()
-        if still is not None:
-            still.lock = threading.RLock()
-            still.intents.clear()
-
-    os.register_at_fork(after_in_child=renew)
+    def _renew(self) -> None:
+        """A forked child has no thread that would give the lock back, and is at no intent."""
+        self.lock = threading.RLock()
+        self.intents.clear()

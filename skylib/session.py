@@ -168,7 +168,9 @@ class Session:
     @property
     def host_keys(self) -> HostKeys:
         """The record of SSH hosts' keys."""
-        return HostKeys(home=self.home, shared=self._shared_keys())
+        return self._part(
+            "host_keys", lambda: HostKeys(home=self.home, shared=self._shared_keys(), locks=self.file_locks)
+        )
 
     def pools(self) -> Mapping[str, Pool]:
         """The SSH pools there are: the home's file, or what all homes of a database say. Raises ConfigError, StateError."""
@@ -355,7 +357,7 @@ class Session:
             self.home,
             settings=settings,
             user_config_path=user_config,
-            shared_keys=self._shared_keys(),
+            host_keys=self.host_keys,
             machine=self.machine,
             events=self._relay,
         )

@@ -12,13 +12,13 @@ import queue
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 from skylib.agent.protocol import PROTOCOL, TOKEN_VARIABLE
 from skylib.errors import AgentError, AgentReplyError, AgentVersionError, ConnectError, TransportError
+from skylib.forks import watch
 from skylib.runtime.agent_channel import Channel, ChannelBroken, Message, Replies
 from skylib.runtime.layout import NodeLayout
 from skylib.transport.base import Process, Transport
@@ -80,10 +80,10 @@ class AgentClient:
         self._channel: Channel | None = None
         self._greeted: Channel | None = None
         self._renew()
-        _renew_in_children(self)
+        watch(self, in_child=AgentClient._renew)
 
     def _renew(self) -> None:
-        """No channel, and locks that nobody holds."""
+        """No channel, and locks that nobody holds: a forked child reads no channel of its parent's."""
         self._channel = self._greeted = None
         self._lock = threading.Lock()
         self._opening = threading.Lock()  # held through a handshake, which `close` must not wait for
@@ -272,18 +272,6 @@ class AgentClient:
             verb=verb,
             evidence=str(broken),
         )
-
-
-def _renew_in_children(client: AgentClient) -> None:
-    """In a forked child nobody reads the parent's channel, and its locks may stand locked."""
-    mine = weakref.ref(client)
-
-    def renew() -> None:
-        still = mine()
-        if still is not None:
-            still._renew()
-
-    os.register_at_fork(after_in_child=renew)
 
 
 def _last_words(process: Process) -> str:

@@ -9,19 +9,18 @@ fork, and both sides open new ones.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from skylib.errors import SkyError, StateError
 from skylib.events import EventSink, discard
+from skylib.forks import keep_for_ever, watch
 from skylib.locks import Locks
 from skylib.paths import SkyHome
 from skylib.state import damage
@@ -204,20 +203,11 @@ class Connections:
             self._start_in_child()
             return
         self._pid = os.getpid()
-        mine = weakref.ref(self)
-
-        def tell(do: Callable[[Connections], None]) -> Callable[[], None]:
-            def told() -> None:
-                connections = mine()
-                if connections is not None:
-                    do(connections)
-
-            return told
-
-        os.register_at_fork(
-            before=tell(lambda each: each._close_idle(each._gate.shut(timeout_s=_FORK_WAIT_S))),
-            after_in_parent=tell(lambda each: each._gate.open()),
-            after_in_child=tell(lambda each: each._start_in_child()),
+        watch(
+            self,
+            before=lambda each: each._close_idle(each._gate.shut(timeout_s=_FORK_WAIT_S)),
+            in_parent=lambda each: each._gate.open(),
+            in_child=Connections._start_in_child,
         )
 
     def _start_in_child(self) -> None:
@@ -230,7 +220,7 @@ class Connections:
         self._mutex = threading.Lock()
         inherited, self._open = self._open, {}
         for opened in inherited.values():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(opened.raw))
+            keep_for_ever(opened.raw)
 
 
 class _Busy(Exception):

@@ -7,7 +7,6 @@ is raised instead.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import time
@@ -16,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from skylib.errors import ConfigError, StateError
+from skylib.forks import keep_for_ever
 from skylib.state.pg_address import Address
 from skylib.state.pg_errors import Away, judged
 from skylib.state.pg_sql import translated
@@ -120,8 +120,8 @@ class Link:
         self._left = True
         with contextlib.suppress(Exception):  # boundary: the connection may have been closed before the fork
             os.close(self._connection.fileno())
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection.pgconn))
+        keep_for_ever(self._connection)
+        keep_for_ever(self._connection.pgconn)
 
     def _judging(self, run: Callable[[], _T], lock_wait_s: float = 0.0) -> _T:
         import psycopg

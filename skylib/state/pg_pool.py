@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable
 
+from skylib.forks import watch
 from skylib.state.gate import Gate
 from skylib.state.pg_address import Address
 from skylib.state.pg_link import Link, open_link
@@ -98,20 +98,11 @@ class LinkPool:
             self._start_in_child()
             return
         self._pid = os.getpid()
-        mine = weakref.ref(self)
-
-        def tell(do: Callable[[LinkPool], object]) -> Callable[[], None]:
-            def told() -> None:
-                pool = mine()
-                if pool is not None:
-                    do(pool)
-
-            return told
-
-        os.register_at_fork(
-            before=tell(lambda each: each._openings.shut(timeout_s=_FORK_WAIT_S)),
-            after_in_parent=tell(lambda each: each._openings.open()),
-            after_in_child=tell(lambda each: each._start_in_child()),
+        watch(
+            self,
+            before=lambda each: each._openings.shut(timeout_s=_FORK_WAIT_S),
+            in_parent=lambda each: each._openings.open(),
+            in_child=LinkPool._start_in_child,
         )
 
     def _start_in_child(self) -> None:

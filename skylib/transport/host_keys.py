@@ -42,10 +42,14 @@ class SharedHostKeys(Protocol):
 
 @attrs.frozen(kw_only=True)
 class HostKeys:
-    """The record of one home. Files are read anew each time: they are small, and others write them too."""
+    """The record of one home. Files are read anew each time: they are small, and others write them too.
+
+    locks: of the home's files; of its own by default.
+    """
 
     home: SkyHome
     shared: SharedHostKeys | None = None
+    locks: Locks = attrs.field(eq=False, repr=False, default=attrs.Factory(lambda self: Locks(self.home), takes_self=True))
 
     def kinds(self, name: str, port: int, files: Iterable[str]) -> tuple[str, ...]:
         """Kinds of key that are on record for a host: to be asked for first, or it would look changed."""
@@ -64,7 +68,7 @@ class HostKeys:
         if self._allowed(self._read_all(files, wanted), wanted, kind, blob, host):
             self._share(wanted, kind, blob, host)
             return True
-        with Locks(self.home).hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
+        with self.locks.hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
             # Somebody else may have met the host since.
             if self._allowed(self._read_all(files, wanted), wanted, kind, blob, host):
                 return True
@@ -79,7 +83,7 @@ class HostKeys:
         name: as known_hosts has it, "host" or "[host]:port".
         """
         wanted = name.lower()
-        with Locks(self.home).hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
+        with self.locks.hold("known_hosts", operation="known_hosts", timeout_s=_LOCK_TIMEOUT_S):
             if self.shared is not None:
                 self.shared.forget(wanted)
             lines = _text(str(self.home.known_hosts)).splitlines(keepends=True)

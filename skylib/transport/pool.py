@@ -9,7 +9,7 @@ from skylib.events import EventSink, discard
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
 from skylib.transport.base import Transport
-from skylib.transport.host_keys import SharedHostKeys
+from skylib.transport.host_keys import HostKeys
 from skylib.transport.local import LocalTransport
 from skylib.transport.ssh import SshTransport
 from skylib.transport.ssh_params import SshSettings
@@ -26,15 +26,15 @@ class Transports:
         *,
         settings: SshSettings | None = None,
         user_config_path: Path | None = None,
-        shared_keys: SharedHostKeys | None = None,
+        host_keys: HostKeys | None = None,
         machine: str = "localhost",
         events: EventSink = discard,
     ) -> None:
-        """shared_keys: host keys that other homes have met. machine: what this one is called in a state that they share."""
+        """host_keys: by default those of the home alone. machine: what this one is called in a state that they share."""
         self._home = home
         self._settings = settings or SshSettings()
         self._user_config_path = user_config_path
-        self._shared_keys = shared_keys
+        self._host_keys = host_keys or HostKeys(home=home)
         self._machine = machine
         self._events = events
         self._kept: dict[HostAddress, Transport] = {}
@@ -84,7 +84,7 @@ class Transports:
                 home=self._home,
                 settings=self._settings,
                 user_config_path=self._user_config_path,
-                shared_keys=self._shared_keys,
+                host_keys=self._host_keys,
                 events=self._events,
             )
         message = f"no transport of kind {address.kind!r}"

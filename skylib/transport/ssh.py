@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from skylib.errors import ConnectError, StagingError, TransportError
 from skylib.events import EventSink, discard, span
+from skylib.forks import watch
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
 from skylib.transport.base import Chunk, Completed
 from skylib.transport.collect import Collector
 from skylib.transport.command import Command
 from skylib.transport.files import Upload, absolute, save
-from skylib.transport.host_keys import HostKeys, SharedHostKeys
+from skylib.transport.host_keys import HostKeys
 from skylib.transport.ssh_channel import OpenChannel, SshByteChannel, SshProcess
 from skylib.transport.ssh_connection import Connection, dial
 from skylib.transport.ssh_errors import mapped
@@ -71,18 +71,18 @@ class SshTransport:
         home: SkyHome,
         settings: SshSettings | None = None,
         user_config_path: Path | None = None,
-        shared_keys: SharedHostKeys | None = None,
+        host_keys: HostKeys | None = None,
         events: EventSink = discard,
     ) -> None:
         self.address = address
         self.settings = settings or SshSettings()
-        self._host_keys = HostKeys(home=home, shared=shared_keys)
+        self._host_keys = host_keys or HostKeys(home=home)
         self._user_config_path = user_config_path
         self._events = events
         self._collector = Collector(host=address.host, events=events)
         # Keyed by pid. The parent's entry stays referenced in a child, so that nothing of it is finalised there.
         self._processes: dict[int, _Process] = {}
-        _let_go_in_children(self)
+        watch(self, in_child=SshTransport._abandon)
 
     @property
     def host(self) -> str:
@@ -297,14 +297,3 @@ class SshTransport:
     def _refused(self, verb: str, path: str, done: Completed) -> StagingError:
         said = done.stderr[-2000:].decode(errors="replace").strip() or done.signal or f"exit status {done.returncode}"
         return StagingError(f"could not {verb} {path} on {self.host}", host=self.host, path=path, evidence=said)
-
-
-def _let_go_in_children(transport: SshTransport) -> None:
-    mine = weakref.ref(transport)
-
-    def let_go() -> None:
-        still = mine()
-        if still is not None:
-            still._abandon()
-
-    os.register_at_fork(after_in_child=let_go)

@@ -15,7 +15,7 @@ PACKAGE = CHECKOUT / "skylib"
 
 # Lowest first. A module may import its own layer (without a cycle) and those before. The longest prefix counts.
 LAYERS = (
-    ("errors", "events", "paths", "agent.protocol"),
+    ("errors", "events", "forks", "paths", "agent.protocol"),
     ("models",),
     ("config", "locks", "reprs", "journal", "identity"),
     ("state", "catalog", "transport"),

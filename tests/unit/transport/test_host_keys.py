@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from skylib.errors import HostKeyError, TransportError
+from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
+from skylib.session import Session
 from skylib.transport.host_keys import HostKeys, preferred_order
 from skylib.transport.known_hosts import fingerprint, parse, render
 
@@ -176,3 +178,11 @@ def test_a_forgotten_host_is_new_again(home: SkyHome) -> None:
     assert HostKeys(home=home).forget("gpu") == 1
     assert home.known_hosts.read_text() == render("other", ED, b"x")
     assert not check(home, "gpu", b"two")
+
+
+def test_a_sessions_record_is_one_for_all_its_hosts(tmp_path: Path) -> None:
+    """With the locks of its files: none are made for each host."""
+    session = Session(tmp_path / "sky")
+    transports = [session.transport(HostAddress(kind="ssh", host=host)) for host in ("a", "b")]
+    assert {id(transport._host_keys) for transport in transports} == {id(session.host_keys)}  # type: ignore[attr-defined]
+    assert session.host_keys.locks is session.file_locks
