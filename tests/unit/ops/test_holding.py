@@ -434,13 +434,32 @@ def test_a_cluster_that_had_stopped_by_itself_was_in_use_until_then(session: Ses
     stopped = json.loads(lab.hosts["h1"].files[f"{record.head.root}/.sky/stopped.json"])["at"]
     session.clock = lambda: stopped + 1000
     if verb.startswith("release"):
-        told = {"used_until": stopped - 0.001} if "told" in verb else {}
+        told = {"used_until": stopped + 500} if "told" in verb else {}
         leave(session, "release", record, was="UP", **told)
         assert only(reconcile(session)).done is Settled.FINISHED
     else:
         getattr(lifecycle, verb)(session, "c")
     (life,) = session.store.history(name="c")
-    assert life.intervals[-1].end == pytest.approx(stopped, abs=0.0001 if "told" not in verb else 0.01)
+    assert life.intervals[-1].end == (stopped + 500 if "told" in verb else stopped)
+
+
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_a_start_anew_counts_the_use_until_the_nodes_said(session: Session, lab: ScriptedLab, stopped_before: bool):
+    """Of a cluster called UNREACHABLE: until now when its agent answers, else until it had stopped by itself."""
+    task = Task(run="true", num_nodes=2, resources=Resources(infra="ssh/lab"))
+    launch.launch(session, task, "c", launch.Options(idle_minutes=5))
+    record, head = session.store.settle("c", ClusterStatus.UNREACHABLE, at=session.clock()), lab.hosts["h1"].agent
+    until = session.clock() + 1000
+    if stopped_before:
+        assert head is not None
+        head.idle()
+        until = json.loads(lab.hosts["h1"].files[f"{record.head.root}/.sky/stopped.json"])["at"]
+    else:
+        lab.hosts["h2"].reboot()
+        session.clock = lambda: until
+    assert lifecycle.start(session, "c").status is ClusterStatus.UP
+    (life,) = session.store.history(name="c")
+    assert life.intervals[0].end == until
 
 
 def test_an_adoption_that_was_cut_short_is_forgotten_and_can_be_repeated(session: Session, lab: ScriptedLab):
