@@ -87,9 +87,8 @@ def test_schema_1_is_read() -> None:
 def test_a_member_holds_no_key() -> None:
     """What is written of how a member is reached may name a key's file, and nothing else of it."""
     address = HostAddress(kind="ssh", host="h", user="u", identity_file="~/.ssh/id")
-    mark = ClusterMark(
-        name="c", cluster_id="c1", infra="ssh/lab", members=(MarkMember(rank=0, host="h", ip="i", root="/r", address=address),)
-    )
+    member = MarkMember(rank=0, host="h", ip="i", root="/r", address=address)
+    mark = ClusterMark(name="c", cluster_id="c1", infra="ssh/lab", members=(member,))
     written = mark.to_json()["members"][0]["address"]  # type: ignore[index]
     assert written == {"kind": "ssh", "host": "h", "user": "u", "identity_file": "~/.ssh/id"}
 
