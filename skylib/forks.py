@@ -33,7 +33,7 @@ class _Watched:
 
 
 class _Forks:
-    """All that is watched. Without a lock: a child could find it taken. Each step that matters is one of the interpreter's."""
+    """All that is watched. No lock: a child could find it taken. Each step that matters is one of the interpreter's."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -56,7 +56,7 @@ class _Forks:
         _each((each, watched.in_parent) for each, watched in reversed(there))
 
     def in_child(self) -> None:
-        """For all, those that came while another was asked before the fork included. Nothing goes before its part is done."""
+        """For all, those that came during the fork included. Nothing goes before its part is done."""
         try:
             _each((each, watched.in_child) for each, watched in reversed(self._there()))
         finally:

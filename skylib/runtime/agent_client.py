@@ -7,7 +7,6 @@ the channel broke is repeated only if it cannot do harm twice.
 from __future__ import annotations
 
 import base64
-import os
 import queue
 import sys
 import threading
