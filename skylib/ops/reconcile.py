@@ -20,6 +20,7 @@ from skylib.ops.standing import settle_standing
 from skylib.ops.timer import apply_timer
 from skylib.session import Session
 from skylib.state.base import IntentRecord
+from skylib.state.intents import is_living
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
@@ -28,13 +29,14 @@ __all__ = ["reconcile", "settle_clusters", "settle_left"]
 CLUSTERS_AT_ONCE = 16
 COMING_UP_S = 6.0  # what a bring-up that nobody watches any more gets to come to its end by itself
 REACH_S = 10.0
+FREED_S = 2.0  # within which a database hears that the holder of a lock is dead; a file's lock is free at once
 _LONGEST_OUTCOME = 300
 
 
 def reconcile(session: Session, names: Iterable[str] | None = None) -> list[Reconciled]:
     """All clusters (or those of `names`) that a dead process left something begun of, at once; by name.
 
-    Never waits for a lock: a cluster that an operation is on is told as busy. Safe from any number of processes.
+    Waits for no operation: a cluster that one is on is told as busy. Safe from any number of processes.
     """
     if not session.left_intents():
         return []
@@ -69,8 +71,9 @@ def settle_clusters(
 
 
 def _settle_cluster(session: Session, name: str, events: EventSink) -> list[Reconciled]:
+    dead = any(not is_living(intent, now=session.clock()) for intent in session.left_intents(name))
     try:
-        with session.hold(name, "reconcile", 0.0):
+        with session.hold(name, "reconcile", FREED_S if dead else 0.0):
             return settle_left(session, name, events)
     except ClusterBusy as busy:
         record = session.store.cluster(name)
