@@ -36,7 +36,8 @@ _LONGEST_OUTCOME = 300
 def reconcile(session: Session, names: Iterable[str] | None = None) -> list[Reconciled]:
     """All clusters (or those of `names`) that a dead process left something begun of, at once; by name.
 
-    Waits for no operation: a cluster that one is on is told as busy. Safe from any number of processes.
+    Waits for no operation, but up to 2 s for a dead one's lock: a cluster that is held is told as busy. Safe from any
+    number of processes.
     """
     if not session.left_intents():
         return []
