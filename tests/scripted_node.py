@@ -260,7 +260,8 @@ class ScriptedHost:
     def _release(self, call: Call) -> Completed:
         cluster_id, mark, _, _, *paths = call.command.argv
         if self._foreign(mark, cluster_id):
-            return _done("")
+            mixed = f'"{cluster_id}"' in "".join(self._text(f"{mark.rpartition('/')[0]}/agent.json"))
+            return _done(f"left {mark}: held by another cluster\n" if mixed else "")
         gone = []
         for path in paths:
             if self._foreign(f"{path}/cluster.json", cluster_id):

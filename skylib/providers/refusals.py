@@ -51,11 +51,13 @@ def mark_of_another(
     mark = facts.cluster
     if mark is None or (cluster_id is not None and mark.get("cluster_id") == cluster_id):
         return None
-    name = mark.get("cluster")
-    holder = f"cluster {name!r}" if name else "a cluster whose cluster.json cannot be read"
-    owner, home = mark.get("owner"), mark.get("home")
-    of = f" of {owner}" if owner else ""
-    where = f", whose home is {home}" if home else ""
-    return Refusal(
-        infra=infra, host=host, reason=f"held by {holder}{of}{where}", temporary=True, capacity=capacity
-    )
+    name, owner, home = mark.get("cluster"), mark.get("owner"), mark.get("home")
+    if name:
+        of = f" of {owner}" if owner else ""
+        where = f", whose home is {home}" if home else ""
+        held = f"held by cluster {name!r}{of}{where}"
+        way_out = f"if nobody has it any more: client.adopt({name!r}), then client.down({name!r})"
+    else:
+        held = "held by a cluster whose cluster.json cannot be read"
+        way_out = "if nobody has it any more: delete the cluster.json in ~/.sky or /tmp/ray_skypilot there"
+    return Refusal(infra=infra, host=host, reason=f"{held} ({way_out})", temporary=True, capacity=capacity)

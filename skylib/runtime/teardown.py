@@ -26,11 +26,27 @@ exec "$1" -S -E "$2" end --config "$3" --cluster-id "$4"
 """
 
 # $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty
-# ("" for none), then paths. Nothing is removed when another cluster holds the account by now.
+# ("" for none), then paths. Nothing is removed when another cluster holds the account by now: one whose id is read in
+# the mark or, where that has none, in agent.json; an agent.json of ours beside its mark is told. A mark that names
+# nobody goes with the rest.
 _REMOVE = """
 id="$1" mark="$2" mounts="$3" parent="$4"; shift 4
-foreign() { [ -f "$1" ] && ! grep -q -F "\\"$id\\"" "$1"; }
-if foreign "$mark"; then exit 0; fi
+ours() { LC_ALL=C grep -q -s -F "\\"$id\\"" "$1"; }
+named() { LC_ALL=C sed -n 's/.*"cluster_id" *: *"\\([^"]\\{1,\\}\\)".*/\\1/p' "$1" 2>/dev/null | head -n 1; }
+foreign() {
+  other=
+  for told in "$@"; do
+    if [ ! -f "$told" ]; then continue; fi
+    if ours "$told"; then return 1; fi
+    other=$(named "$told")
+    if [ -n "$other" ]; then return 0; fi
+  done
+  return 1
+}
+if [ -e "$mark" ] && foreign "$mark" "${mark%/*}/agent.json"; then
+  if ours "${mark%/*}/agent.json"; then echo "left $mark: held by another cluster, $other"; fi
+  exit 0
+fi
 remove() {
   rm -rf -- "$1" 2>/dev/null
   if [ -e "$1" ] || [ -L "$1" ]; then echo "left $1"; else echo "removed $1"; fi

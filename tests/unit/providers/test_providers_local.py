@@ -52,7 +52,8 @@ def test_a_local_cluster_of_another_home_holds_this_machine(tmp_path: Path) -> N
     found = survey(tmp_path, MARK)
     assert found.offers == ()
     (refusal,) = found.refusals
-    assert refusal.reason == "held by cluster 'other' of ab, whose home is /home/x/.sky"
+    assert refusal.reason.startswith("held by cluster 'other' of ab, whose home is /home/x/.sky (")
+    assert "client.adopt('other'), then client.down('other')" in refusal.reason
     assert (refusal.temporary, refusal.capacity) == (True, 2)
 
 
@@ -66,3 +67,4 @@ def test_a_mark_that_cannot_be_read_holds_this_machine(tmp_path: Path, text: str
     """Doubt does not free a machine."""
     (refusal,) = survey(tmp_path, f"cluster\t{text}").refusals
     assert "cluster.json cannot be read" in refusal.reason
+    assert "delete the cluster.json in ~/.sky" in refusal.reason
