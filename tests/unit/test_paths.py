@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from skylib.errors import StateError
-from skylib.paths import SkyHome, default_home, ensure_private_dir, secure_home, write_private
+from skylib.errors import ConfigError, InvalidSpecError, StateError
+from skylib.paths import SkyHome, default_home, ensure_private_dir, read_small, secure_home, write_private
 from tests.sftp_mount import sftp_folder
 
 LAYOUT = {
@@ -46,6 +49,23 @@ def test_sky_home_is_obeyed(isolated_home: Path, monkeypatch: pytest.MonkeyPatch
     """$SKY_HOME names another home; a tilde in it is the account's."""
     monkeypatch.setenv("SKY_HOME", "~/elsewhere")
     assert default_home() == isolated_home / "elsewhere"
+
+
+@pytest.mark.parametrize("configured", ["", "~/elsewhere"])
+def test_an_empty_home_variable_is_not_the_root(configured: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The account's own directory is meant then."""
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setenv("SKY_HOME", configured)
+    own = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert default_home() == own / (configured.removeprefix("~/") or ".sky")
+
+
+@pytest.mark.parametrize("root", ["", "a\0b", 5, b"x", [], "~nobody-of-that-name/x"], ids=repr)
+def test_what_is_no_path_is_no_home(root: object) -> None:
+    """An empty text above all: it would be the current directory."""
+    with pytest.raises(InvalidSpecError) as caught:
+        SkyHome(root)  # type: ignore[arg-type]
+    assert caught.value.field == "home"
 
 
 def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
@@ -177,9 +197,46 @@ def test_threads_may_write_one_file(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     """When the new content cannot be put in place, the error comes out and nothing is left beside."""
     (tmp_path / "file").mkdir()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(StateError, match="cannot write .*file"):
         write_private(tmp_path / "file", b"content")
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_told_as_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the place to make room at; the old content stays."""
+    write_private(tmp_path / "file", b"old")
+    full = Path("/dev/full")
+
+    def fsync(descriptor: int) -> None:
+        full.write_bytes(b"x")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StateError, match="no room to write") as caught:
+        write_private(tmp_path / "file", b"new")
+    assert f"df {tmp_path}" in str(caught.value.hint)
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_small_file_is_read(tmp_path: Path) -> None:
+    """None stands for one that is not there."""
+    (tmp_path / "file").write_bytes(b"a: 1")
+    assert read_small(tmp_path / "file") == b"a: 1"
+    assert read_small(tmp_path / "none") is None
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A FIFO that nobody writes to, a device, a directory."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ConfigError, match="no regular file"):
+            read_small(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """More than 1 MiB was not written by a person."""
+    (tmp_path / "file").write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        read_small(tmp_path / "file")
 
 
 # Who can reach a home.
@@ -216,6 +273,117 @@ def test_wide_modes_are_narrowed(wide: SkyHome) -> None:
     assert mode(wide.root) == 0o700
     assert {mode(wide.root / name) for name in FOLDERS} == {0o700}
     assert {name: mode(wide.root / name) for name in OURS} == {**dict.fromkeys(OURS, 0o600), "known_hosts": 0o400}
+
+
+@pytest.mark.parametrize("name", ["data.csv", "known_hosts.old", "src"])
+def test_a_directory_of_other_things_is_no_home(tmp_path: Path, name: str) -> None:
+    """Nothing of it is changed: others may have to enter it."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o755)
+    (tmp_path / "shared" / name).mkdir(mode=0o755)
+    (tmp_path / "shared" / "config.yaml").touch()
+    with pytest.raises(StateError, match="holds other things") as caught:
+        secure_home(SkyHome(tmp_path / "shared"))
+    assert "SKY_HOME=" in str(caught.value.hint)
+    assert mode(tmp_path / "shared") == 0o755
+
+
+@pytest.mark.parametrize("name", ["state.db", "config.yaml", "locks", "user_hash", "ssh_node_pools.yaml", None])
+def test_what_is_a_home_by_its_content_is_narrowed(tmp_path: Path, name: str | None) -> None:
+    """So is one that has nothing in it yet."""
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(0o755)
+    if name == "locks":
+        (home / name).mkdir()
+    elif name:
+        (home / name).touch()
+    secure_home(SkyHome(home))
+    assert mode(home) == 0o700
+
+
+def test_dot_sky_is_a_home_by_its_name(isolated_home: Path) -> None:
+    """Whatever other versions of SkyPilot keep there."""
+    (isolated_home / ".sky" / "generated").mkdir(parents=True)
+    (isolated_home / ".sky").chmod(0o755)
+    secure_home(SkyHome(isolated_home / ".sky"))
+    assert mode(isolated_home / ".sky") == 0o700
+
+
+def test_a_directory_for_everybody_is_no_home(tmp_path: Path) -> None:
+    """One with the sticky bit, be it a home by its content, and the root of all."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o1777)
+    (tmp_path / "tmp" / "state.db").touch()
+    for root in (tmp_path / "tmp", Path("/")):
+        before = mode(root)
+        with pytest.raises(StateError, match="for everybody"):
+            secure_home(SkyHome(root))
+        assert mode(root) == before
+
+
+@needs_root
+def test_no_command_gives_a_foreign_directory_away(tmp_path: Path) -> None:
+    """A directory of another account that is no home stays theirs."""
+    (tmp_path / "theirs" / "work").mkdir(parents=True)
+    os.chown(tmp_path / "theirs", FOREIGN, -1)
+    with pytest.raises(StateError, match="belongs to") as caught:
+        secure_home(SkyHome(tmp_path / "theirs"))
+    assert "chown" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["state.db", "config.yaml", "locks", "user_hash", "ssh_node_pools.yaml"])
+@pytest.mark.parametrize("kind", ["fifo", "other"])
+def test_what_is_of_the_wrong_kind_is_refused(wide: SkyHome, name: str, kind: str) -> None:
+    """A file where a directory belongs, or the other way round; the hint's command makes room."""
+    path = wide.root / name
+    path.rename(wide.root / "before")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif name == "locks":
+        path.touch()
+    else:
+        path.mkdir()
+    with pytest.raises(StateError, match=f"{name} is no") as caught:
+        secure_home(wide)
+    subprocess.run(str(caught.value.hint), shell=True, check=True)
+    secure_home(wide)
+
+
+@needs_root
+def test_a_store_that_its_owner_may_not_read_is_told() -> None:
+    """The hint's command opens it."""
+    reader = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        (reader / "state.db").touch()
+        (reader / "state.db").chmod(0)
+        for path in (reader, reader / "state.db"):
+            os.chown(path, FOREIGN, -1)
+        os.seteuid(FOREIGN)
+        try:
+            with pytest.raises(StateError, match="cannot be read") as caught:
+                secure_home(SkyHome(reader))
+        finally:
+            os.seteuid(0)
+        assert str(caught.value.hint) == f"chmod u+rw {reader / 'state.db'}"
+    finally:
+        shutil.rmtree(reader)
+
+
+def test_a_device_in_the_place_of_the_home_stays_where_it_is() -> None:
+    """No command that would move it."""
+    with pytest.raises(StateError, match="not a directory") as caught:
+        secure_home(SkyHome("/dev/null"))
+    assert "mv" not in str(caught.value.hint)
+
+
+def test_a_link_to_itself_is_refused(wide: SkyHome) -> None:
+    """As one that leads to nothing."""
+    wide.config.unlink()
+    wide.config.symlink_to(wide.config)
+    with pytest.raises(StateError, match="a link to nothing") as caught:
+        secure_home(wide)
+    assert str(caught.value.hint) == f"rm {wide.config}"
 
 
 def test_what_is_not_ours_keeps_its_mode(wide: SkyHome) -> None:
