@@ -24,6 +24,8 @@ def known_keys() -> dict[str, Key]:
 def known_key(name: str) -> Key:
     """The setting of that name. Raises ConfigError, with the nearest one, when there is none."""
     known = known_keys()
+    if not isinstance(name, str):
+        raise ConfigError(f"a configuration key is text, as 'ssh.keepalive_s', not {kind_of(name)}", key=None)
     if name not in known:
         raise ConfigError(f"no configuration key {quoted(name)}{nearest(name, known)}", key=_key_fact(name))
     return known[name]
@@ -68,10 +70,15 @@ def _setting(key: Key, found: Setting) -> Setting:
         raise refused(found.origin, name, f"{name} is one of {', '.join(key.choices)}, not {what}")
     if isinstance(value, (int, float)):
         if key.minimum is not None and value < key.minimum:
-            raise refused(found.origin, name, f"{name} is at least {key.minimum:g}, not {value:g}")
+            raise refused(found.origin, name, f"{name} is at least {key.minimum:g}, not {_number(value)}")
         if key.maximum is not None and value > key.maximum:
-            raise refused(found.origin, name, f"{name} is at most {key.maximum:g}, not {value:g}")
+            raise refused(found.origin, name, f"{name} is at most {key.maximum:g}, not {_number(value)}")
     return Setting(value=value, origin=found.origin)
+
+
+def _number(value: float) -> str:
+    """Whole numbers may be too long to be written, or to be a float."""
+    return f"{value:g}" if abs(value) < 2**63 else "a number that large" if value > 0 else "a number that small"
 
 
 def _kind(key: Key) -> str:
@@ -119,5 +126,5 @@ def _key_fact(name: str, origin: Origin | None = None) -> str | None:
 
 
 def _shown(value: object, origin: Origin) -> str:
-    text = shown(value)
+    text = _number(value) if type(value) is int and value.bit_length() > 10_000 else shown(value)
     return "<redacted>" if isinstance(value, str) and (origin.quiet or "://" in value) else text

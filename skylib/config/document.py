@@ -14,6 +14,7 @@ from skylib.config.schema import DATABASE, SECTIONS
 from skylib.errors import ConfigError
 from skylib.models.secret import Secret
 from skylib.models.spec_errors import kind_of, shown
+from skylib.paths import read_small
 
 if TYPE_CHECKING:
     import yaml
@@ -31,13 +32,8 @@ def read_layer(path: Path) -> Layer:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark; empty when there is no such file. Raises ConfigError."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}", file=str(path), line=None) from error
+    """The text of a file, without a byte order mark; empty when there is no such file. Raises ConfigError, as read_small."""
+    content = read_small(path) or b""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -27,6 +27,7 @@ from skylib.models.node import HostAddress
 from skylib.models.spec_errors import check_keys, kind_of, shown, spec_error, within
 from skylib.models.units import whole_number
 from skylib.models.yaml_source import Document, place_error, read_documents
+from skylib.paths import read_small
 
 __all__ = ["Pool", "PoolHost", "parse_pools", "pick_pools", "read_pool_bodies", "read_pools"]
 
@@ -90,12 +91,9 @@ def _without_passwords(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def _file_text(file: Path) -> str | None:
+    content = read_small(file)
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}", file=str(file)) from error
+        return None if content is None else content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text", file=str(file)) from None
 

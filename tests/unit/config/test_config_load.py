@@ -284,3 +284,19 @@ def test_importing_reads_nothing_and_leaves_yaml_alone() -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("place", ["config.yaml", ".sky.yaml"])
+def test_a_file_that_nobody_writes_to_is_not_waited_for(home: SkyHome, place: str) -> None:
+    """A FIFO in the place of a configuration is refused."""
+    os.mkfifo(home.root / place)
+    with pytest.raises(ConfigError, match="no regular file") as caught:
+        load_config(home, environ={}, cwd=home.root)
+    assert caught.value.file == str(home.root / place)
+
+
+def test_a_number_with_hundreds_of_digits_is_out_of_bounds(home: SkyHome) -> None:
+    """In a file as anywhere; the message does not have the digits."""
+    error = _refused(home, f"ssh:\n  parallel: {'9' * 400}\n")
+    assert "at most 1000" in str(error)
+    assert "999" not in str(error)
