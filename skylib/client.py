@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 from skylib.errors import InvalidSpecError
 from skylib.events import EventSink
 from skylib.handles import Cluster, Job
 from skylib.jobs.polling import Cancelled
 from skylib.jobs.submit import Submitted
-from skylib.models.cluster import ClusterRecord
+from skylib.models.cluster import ClusterRecord, check_is_text
 from skylib.models.discovered import Discovered
 from skylib.models.job import JobRecord, LogLine
 from skylib.models.plan import Plan
@@ -30,6 +31,7 @@ class Client:
 
     home: $SKY_HOME, else ~/.sky. config: settings over those of the files, {"ssh": {"connect_timeout_s": 5}}. events:
     called with an Event for every step (from worker threads; it must be quick and must not raise).
+    Raises InvalidSpecError, ConfigError for arguments that cannot be meant so; the home is looked at by the first verb.
     Any number of threads, processes and Clients may use one home. A Client is a context manager; leaving it, or close(),
     closes connections and nothing else: clusters and jobs go on.
     """
@@ -104,10 +106,10 @@ class Client:
         """Records of clusters, the newest launch first; `refresh` asks their nodes, for up to timeout_s in all.
 
         A cluster that does not answer in time is UNREACHABLE since then, and UP again when it answers: nothing of it is
-        dropped. One that is on none of its hosts any more is gone. Raises ClusterNotFound.
+        dropped. One that is on none of its hosts any more is gone. timeout_s: above 0; math.inf is as long as it takes.
+        Raises ClusterNotFound, InvalidSpecError.
         """
-        wanted = [names] if isinstance(names, str) else names
-        return status.status(self._session, wanted, refresh_first=refresh, timeout_s=timeout_s)
+        return status.status(self._session, names, refresh_first=refresh, timeout_s=timeout_s)
 
     def cluster(self, name: str) -> Cluster:
         """A handle. Raises ClusterNotFound."""
@@ -137,10 +139,10 @@ class Client:
         """Finish or undo what processes that died had begun, on all clusters (or `names`) at once; what was done, and why.
 
         The next verb on a cluster does the same for that cluster. What cannot be told, since a host is not reached, is
-        kept and told; a cluster that an operation is on is told as busy. Nothing to do is an empty list.
+        kept and told; a cluster that an operation is on is told as busy. Nothing to do is an empty list. Raises
+        ClusterNotFound, InvalidSpecError.
         """
-        wanted = [names] if isinstance(names, str) else names
-        return reconcile.reconcile(self._session, wanted)
+        return reconcile.reconcile(self._session, names)
 
     def queue(self, name: str) -> list[JobRecord]:
         """All jobs of the cluster, oldest first; what was seen of them, when it is stopped or gone."""
@@ -207,7 +209,7 @@ class Client:
 
         For a host that was installed anew. ~/.ssh/known_hosts is the user's and stays as it is.
         """
-        self._session.host_keys.forget(host)
+        self._session.host_keys.forget(check_is_text(host, field="host"))
 
     def close(self) -> None:
         """Close connections. The client can be used again."""
@@ -221,6 +223,11 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Client holds connections and is not pickled: pickle job.to_json(), or make a new Client where it is needed"
+        )
 
     def __repr__(self) -> str:
         return f"Client(home={str(self.home)!r})"

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from skylib import __version__
-from skylib.config.database import find_database, place_of
+from skylib.config.database import find_database, given_settings, place_of
 from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
-from skylib.errors import ClusterNotFound, ConfigError, SkyError
+from skylib.errors import ClusterNotFound, ConfigError, InvalidSpecError, SkyError
 from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.identity import account_name, client_hash, machine_name
 from skylib.journal import Journal
 from skylib.locks import Locks
-from skylib.models.cluster import ClusterRecord, NodeRecord
+from skylib.models.cluster import ClusterRecord, NodeRecord, check_is_text
 from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
+from skylib.models.spec_errors import kind_of
 from skylib.models.task import Task
 from skylib.parts import Parts
 from skylib.paths import SkyHome, default_home
@@ -65,12 +66,12 @@ class Session:
         store: StateStore | None = None,
     ) -> None:
         """transports, store: in the place of those that the home's configuration asks for; close() closes them, too."""
-        self.home = SkyHome(Path(home) if home is not None else default_home())
+        self.home = SkyHome(default_home() if home is None else home)
         self.clock = clock
         self.expected_database: str | None = None  # where the cluster of a handle is, as far as the handle knows
-        self._overrides = dict(config or {})
-        if isinstance(self._overrides.get("db"), str):
-            self._overrides["db"] = Secret(str(self._overrides["db"]))
+        if events is not None and not callable(events):
+            raise InvalidSpecError(f"events is called with each Event, not {kind_of(events)}", field="events")
+        self._overrides = given_settings(config)
         self._sink = events or discard
         self._relay = Relay()
         self._parts = Parts({"transports": transports, "store": store}, self.home)
@@ -82,6 +83,12 @@ class Session:
     @property
     def config(self) -> Config:
         return self._tuned or self._parts.get("config", self._load_config)
+
+    @property
+    def known_config(self) -> Config | None:
+        """The configuration if it has been read; nothing is read for it."""
+        known = self._tuned or self._parts.made.get("config")
+        return known if isinstance(known, Config) else None
 
     def reload_config(self) -> Config:
         """Read all layers anew. Connections that are open keep what they were opened with. Raises ConfigError."""
@@ -252,15 +259,15 @@ class Session:
         )
 
     def require(self, name: str) -> ClusterRecord:
-        """The record of an existing cluster. Raises ClusterNotFound that lists those that exist."""
-        record = self.store.cluster(name)
+        """The record of an existing cluster. Raises ClusterNotFound that lists those that exist, InvalidSpecError."""
+        record = self.store.cluster(check_is_text(name))
         if record is None:
             raise self.not_found(name)
         return record
 
     def not_found(self, name: str) -> ClusterNotFound:
         """The error for a cluster that is not known here."""
-        known = tuple(sorted(each.name for each in self.store.clusters()))
+        known = tuple(self.store.names())
         words = f"there is no cluster {name!r} in {self.where}"
         return ClusterNotFound(words, cluster=name, known=known, hint=self._where_else(known))
 
@@ -275,6 +282,7 @@ class Session:
     @contextmanager
     def operation(self, name: str, cluster: str = "") -> Iterator[EventSink]:
         """One verb: its events and those of its commands go to the caller's sink and to a file of their own under logs."""
+        check_is_text(cluster)
         journal = Journal(self.home, operation=name, cluster=cluster, keep=self.config.logs.keep)
         sink = fan(self._sink, journal)
         try:

@@ -22,13 +22,22 @@ from skylib.models.secret import Secret
 from skylib.models.spec_errors import kind_of
 from skylib.paths import SkyHome
 
-__all__ = ["OVERRIDES", "Place", "database_setting", "find_database", "place_of", "refuse_others"]
+__all__ = ["OVERRIDES", "Place", "database_setting", "find_database", "given_settings", "place_of", "refuse_others"]
 
 OVERRIDES = Origin(source="Client(config=...)")
 _SCHEMES = ("postgresql", "postgres")
 _ENCODE = "percent-encode what is no letter or digit: urllib.parse.quote(password, safe='')"
 _BARE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:@/]*)(?::\d{0,5})?")
+
+
+def given_settings(config: Mapping[str, object] | None) -> dict[str, object]:
+    """What Client(config=...) was given, its `db` as a Secret. Raises ConfigError for what is no map."""
+    if config is not None and not isinstance(config, Mapping):
+        raise refused(OVERRIDES, None, f"expected a map of settings, got {kind_of(config)}")
+    given = dict(config or {})
+    url = given.get(DATABASE.name)
+    return {**given, DATABASE.name: Secret(url)} if isinstance(url, str) else given
 
 
 def find_database(

@@ -88,6 +88,7 @@ class Settings:
         In a file everything else stays as it was written. Raises ConfigError (unknown key, wrong value, a file that does
         not allow it), LockTimeout, StateError.
         """
+        self._check(key)
         if value is None:
             raise ConfigError(f"{key} has no value None", key=key, hint=f"client.config.unset({key!r}) takes it away")
         self._check(key, value)
@@ -142,7 +143,9 @@ class Settings:
         store.config_set(_SCOPE, thaw(fresh) if fresh else None)
 
     def __repr__(self) -> str:
-        return repr(self._session.config)
+        """What is known without a look at files or the database."""
+        known = self._session.known_config
+        return "Settings(<not read yet>)" if known is None else repr(known)
 
 
 def _has_mark(path: Path) -> bool:

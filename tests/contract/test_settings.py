@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skylib
+from skylib.config.load import Config
 from skylib.config.schema import keys
 from skylib.errors import ClusterNotFound, ConfigError, LockTimeout
 from skylib.handles import Cluster, Job
@@ -72,7 +73,7 @@ def test_every_key_can_be_set_and_unset(client_of: Opener) -> None:
     for key in keys():
         explained = client.config.unset(key.name)
         assert (explained.value, str(explained.origin)) == (key.default, "default")
-    assert repr(client.config) == repr(client_of("new").config)
+    assert repr(client.config) == repr(client_of("new").config.reload())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_what_the_schema_does_not_take_is_not_written(client_of: Opener, key: st
     with pytest.raises(ConfigError, match=words) as caught:
         client.config.set(key, value)
     assert caught.value.key == key
-    assert repr(client_of("new").config) == repr(client.config)
+    assert client_of("new").config.reload() == Config()
 
 
 def test_a_later_layer_that_hides_the_value_is_told(
@@ -302,3 +303,29 @@ def test_a_handle_elsewhere_says_which_database_it_lacks(database: str, tmp_path
         with pytest.raises(ClusterNotFound, match="handles do not carry Client") as caught:
             handle.status() if isinstance(handle, Job) else handle.queue()
         assert "SKYLIB_DB" in str(caught.value)
+
+
+def test_showing_the_settings_reads_nothing(client_of: Opener) -> None:
+    """Not even a file or a database that cannot be used: what is not known yet is said so."""
+    client = client_of("one")
+    assert repr(client.config) == "Settings(<not read yet>)"
+    client.config.reload()
+    assert repr(client.config).startswith("Config(ssh=")
+    assert repr(skylib.Client("/proc/none", config={"db": "postgresql://127.0.0.1:1/x"}).config).startswith("Settings(")
+
+
+@pytest.mark.parametrize("key", [None, 5, [], b"ssh.parallel"], ids=repr)
+def test_a_key_that_is_no_text_is_refused(client_of: Opener, key: object) -> None:
+    """By set, unset and explain alike."""
+    config = client_of("one").config
+    for call in (lambda: config.set(key, 5), lambda: config.unset(key), lambda: config.explain(key)):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="key is text"):
+            call()
+
+
+@pytest.mark.parametrize("value", [int("9" * 400), -int("9" * 400), 10**5000], ids=["high", "low", "unprintable"])
+@pytest.mark.parametrize("key", ["ssh.parallel", "ssh.keepalive_s"])
+def test_a_number_beyond_all_bounds_is_refused(client_of: Opener, key: str, value: int) -> None:
+    """As any other that is out of bounds, or no number of that kind."""
+    with pytest.raises(ConfigError, match=key):
+        client_of("one").config.set(key, value)

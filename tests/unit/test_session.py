@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 from pathlib import Path
 
 import pytest
 
 from skylib.client import Client
-from skylib.errors import ClusterNotFound, ConfigError, StateError
+from skylib.errors import ClusterNotFound, ConfigError, InvalidSpecError, StateError
 from skylib.events import Event
 from skylib.models.node import HostAddress
 from skylib.models.task import Task
@@ -311,3 +312,42 @@ def test_the_time_for_an_answer_of_the_agent_is_the_configured_one(tmp_path: Pat
     transport = session.transport(HostAddress(kind="local"))
     agent = session.new_agent("train", "id-1", transport, "/bin/true", NodeLayout(root=str(tmp_path)))
     assert agent.call_timeout_s == 0.2
+
+
+@pytest.mark.parametrize("home", ["", "a\0b", 5, b"x"], ids=repr)
+def test_a_home_that_is_no_path_is_refused_at_once(home: object):
+    """An empty one would be the current directory."""
+    with pytest.raises(InvalidSpecError, match="home is the path"):
+        Client(home)  # type: ignore[arg-type]
+
+
+def test_a_project_is_never_made_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A client of the current directory leaves the modes of what is there alone."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "train.py").touch()
+    (tmp_path / "work").chmod(0o755)
+    monkeypatch.chdir(tmp_path / "work")
+    for verb in (Client(".").status, Client(".").check):
+        with pytest.raises(StateError, match="holds other things"):
+            verb()
+    assert (tmp_path / "work").stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["train.py"]
+
+
+@pytest.mark.parametrize("config", [5, "db", [], ["db"]], ids=repr)
+def test_settings_that_are_no_map_are_refused_at_once(tmp_path: Path, config: object):
+    """Naming where they were given."""
+    with pytest.raises(ConfigError, match=r"Client\(config=...\): expected a map"):
+        Client(tmp_path / "sky", config=config)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_called_takes_no_events(tmp_path: Path):
+    """Not only when the first one comes."""
+    with pytest.raises(InvalidSpecError, match="events"):
+        Client(tmp_path / "sky", events=5)  # type: ignore[arg-type]
+
+
+def test_a_client_is_not_pickled(tmp_path: Path):
+    """The error says what is."""
+    with pytest.raises(TypeError, match="job.to_json"):
+        pickle.dumps(Client(tmp_path / "sky"))
