@@ -194,12 +194,20 @@ class Task:
 
     def __repr__(self) -> str:
         plain: Any = map_strings(self._plain(), lambda text: mask(text, self.secrets))
+        if "config" in plain:
+            plain["config"] = _without_urls(plain["config"])
         if self.secrets:
             plain["secrets"] = dict(self.secrets)
         return f"Task({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 _DEFAULTS = Task()
+
+
+def _without_urls(config: Mapping[str, object]) -> Any:
+    """No task may set `db`, but who tries has written a password there."""
+    shown: Any = map_strings(config, lambda text: "<redacted>" if "://" in text else text)
+    return {key: "<redacted>" if key == "db" else value for key, value in shown.items()}
 
 
 def _plain_value(value: Any) -> object:

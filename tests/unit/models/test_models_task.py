@@ -536,3 +536,11 @@ def test_models_do_not_import_yaml():
     code = "import sys, skylib.models.task, skylib.models.unsupported; sys.exit('yaml' in sys.modules)"
     checkout = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=checkout, check=False).returncode == 0
+
+
+def test_a_database_in_a_task_is_not_shown():
+    """No task may set it, and it is refused later; until then its password stands in no repr."""
+    url = "postgresql://u:hunter2@h/x"
+    for config in ({"db": url}, {"db": [url]}, {"db": "u:hunter2@h"}, {"ssh": {"parallel": url}}, {"dbb": url}):
+        assert "hunter2" not in repr(Task(run="x", config=config))
+    assert "'timeout_s': 5" in repr(Task(config={"provision": {"timeout_s": 5}}))
