@@ -125,10 +125,15 @@ def _mend(path: Path) -> int:
     with path.open("r+b") as kept:
         kept.truncate(_last_row_end(kept))
     text = path.with_name(_TEXT)
-    if not text.exists() or sum(1 for _ in text.open("rb")) != rows or not _ends_whole(text):
+    if not text.exists() or _lines_in(text) != rows or not _ends_whole(text):
         with text.open("w", encoding="utf-8") as made:
             made.writelines(f"{line}\n" for line in kept_lines(path))
     return offset
+
+
+def _lines_in(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _last_row_end(file: BinaryIO) -> int:

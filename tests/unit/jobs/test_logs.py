@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_a_writer_that_died_in_a_row_is_made_good(tmp_path: Path, cut: int):
     assert path.read_bytes() == content
     assert [json.loads(row)["text"] for row in path.read_text().splitlines()] == ["one", "two", "three"]
     assert len(path.with_name("run.log").read_text().splitlines()) == 3
+
+
+def test_keeping_again_leaves_no_file_open(tmp_path: Path):
+    """What is read to be counted is closed."""
+    path = tmp_path / "log.jsonl"
+    keep(Teller(), "c", 1, path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        keep(Teller(), "c", 1, path)
+    assert [str(each.message) for each in told] == []
 
 
 def test_each_life_of_a_name_has_its_own_logs(tmp_path: Path):
