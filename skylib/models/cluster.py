@@ -11,7 +11,7 @@ import attrs
 from skylib.errors import InvalidSpecError
 from skylib.models.node import Gpu, HostAddress
 
-__all__ = ["AutostopRecord", "ClusterRecord", "ClusterStatus", "NodeRecord", "check_cluster_name"]
+__all__ = ["AutostopRecord", "ClusterRecord", "ClusterStatus", "NodeRecord", "check_cluster_name", "check_is_text"]
 
 _NAME = re.compile(r"[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?")
 
@@ -28,6 +28,14 @@ def check_cluster_name(name: str) -> str:
             hint="start with a letter, go on with letters, digits, '-', '_' or '.', end with a letter or digit; at most 63",
         )
     return name
+
+
+def check_is_text(name: object, *, field: str = "cluster_name") -> str:
+    """What may be asked for as a name, whether or not there can be one of that name. Raises InvalidSpecError."""
+    if isinstance(name, str) and "\0" not in name and not any("\ud800" <= each <= "\udfff" for each in name):
+        return name
+    shown = "an int" if isinstance(name, int) else f"{name!r:.80}"
+    raise InvalidSpecError(f"{field} must be text, not {shown}", field=field)
 
 
 class ClusterStatus(str, Enum):

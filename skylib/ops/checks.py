@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from skylib.errors import InvalidSpecError
-from skylib.models.cluster import ClusterRecord
+from skylib.models.cluster import ClusterRecord, check_is_text
 from skylib.models.task import Task
 from skylib.models.unsupported import unsupported_fields
 from skylib.optimizer.fit import fits_cluster
 
-__all__ = ["check_task", "refuse_misfit"]
+__all__ = ["check_task", "named", "refuse_misfit", "seconds"]
 
 
 def check_task(task: Task) -> None:
@@ -35,3 +38,25 @@ def refuse_misfit(task: Task, record: ClusterRecord) -> None:
             cluster=record.name,
             reasons=tuple(reasons),
         )
+
+
+def named(names: str | Iterable[str] | None, *, field: str = "names") -> list[str] | None:
+    """The names that are meant: of one, of several, or None for all. Raises InvalidSpecError for what is no text."""
+    if names is None:
+        return None
+    if isinstance(names, str):
+        return [check_is_text(names, field=field)]
+    if isinstance(names, (bytes, bytearray)) or not isinstance(names, Iterable):
+        raise InvalidSpecError(f"{field} must be a name or names, not {type(names).__name__}", field=field)
+    return [check_is_text(name, field=field) for name in names]
+
+
+def seconds(value: object, *, field: str) -> float:
+    """A time above 0; math.inf is as long as it takes. Raises InvalidSpecError for everything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        shown = f"{value!r:.80}" if isinstance(value, (float, str)) else type(value).__name__
+        raise InvalidSpecError(f"{field} must be a number of seconds above 0, not {shown}", field=field)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

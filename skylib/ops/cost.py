@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from skylib.errors import InvalidSpecError
@@ -13,6 +12,7 @@ from skylib.state.base import HistoryRecord
 __all__ = ["DAY_S", "costs", "costs_since"]
 
 DAY_S = 86_400.0
+_MOST_DAYS = 1_000_000
 
 
 def costs(history: Iterable[HistoryRecord], *, since: float, now: float) -> tuple[ClusterCost, ...]:
@@ -41,8 +41,9 @@ def costs(history: Iterable[HistoryRecord], *, since: float, now: float) -> tupl
 
 def costs_since(session: Session, days: float) -> tuple[tuple[ClusterCost, ...], float, float]:
     """Of the last days, with the window's begin and end. Raises InvalidSpecError when `days` is no time."""
-    if isinstance(days, bool) or not isinstance(days, (int, float)) or not math.isfinite(days) or days <= 0:
-        raise InvalidSpecError(f"days must be a number above 0, not {days!r}", field="days")
+    if isinstance(days, bool) or not isinstance(days, (int, float)) or not 0 < days <= _MOST_DAYS:
+        shown = type(days).__name__ if isinstance(days, int) else f"{days!r:.80}"
+        raise InvalidSpecError(f"days must be a number above 0, and {_MOST_DAYS} at most, not {shown}", field="days")
     now = session.clock()
     since = now - days * DAY_S
     return costs(session.store.history(since), since=since, now=now), since, now

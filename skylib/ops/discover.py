@@ -19,6 +19,7 @@ from skylib.models.discovered import ClusterHealth, Discovered, MemberState
 from skylib.models.frozen_map import FrozenMap
 from skylib.models.infra import Infra
 from skylib.models.node import HostAddress
+from skylib.ops.checks import named
 from skylib.ops.marks import Answer, Merged, Place, merge
 from skylib.providers.pool_file import pick_pools
 from skylib.runtime.agent_client import AgentClient, bridge_command
@@ -57,6 +58,7 @@ def discover(session: Session, hosts: str | Iterable[str] | None = None) -> list
 
 def survey(session: Session, hosts: str | Iterable[str] | None, events: EventSink) -> Survey:
     """Every host asked once, all at once. Raises as `discover`."""
+    hosts = hosts if isinstance(hosts, str) else named(hosts, field="hosts")
     places = _places(session, events)
     answers = ask(session, chosen(session, places, hosts), events)
     if answers and all(answer.look is None for answer in answers):
@@ -149,7 +151,7 @@ def _with_problem(found: Discovered, host: str, error: SkyError, health: Cluster
 
 
 def _known(session: Session) -> set[str]:
-    return {record.cluster_id for record in session.store.clusters()}
+    return set(session.store.names().values())
 
 
 def _places(session: Session, events: EventSink) -> tuple[Place, ...]:

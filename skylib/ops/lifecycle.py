@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from skylib.events import EventSink
+from skylib.errors import StateError
+from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
-from skylib.models.receipts import DownReceipt
+from skylib.models.receipts import DownReceipt, NodeReceipt
 from skylib.ops.endings import clean_again, down_cluster, stop_cluster
 from skylib.ops.holding import hold
 from skylib.ops.lives import require_up
@@ -43,16 +44,44 @@ def down(session: Session, name: str, *, purge: bool = False) -> DownReceipt:
 
     A node that cannot be reached or cleaned, or logs that did not come, raise (with the receipt as `receipt`) and the
     cluster stays known. purge: forget it all the same; what is left is in the receipt, and the same call cleans it when
-    the node answers again.
+    the node answers again. One whose record cannot be read is forgotten with its hosts left as they are.
     Raises ClusterNotFound, ClusterBusy, AgentError, TransportError.
     """
-    with session.operation("down", name) as events, hold(session, name, "down", events, replaces=True):
+    with session.operation("down", name) as events:
+        unreadable = _drop_unreadable(session, name, events) if purge else None
+        if unreadable is not None:
+            return unreadable
+        return _down(session, name, events, purge=purge)
+
+
+def _down(session: Session, name: str, events: EventSink, *, purge: bool) -> DownReceipt:
+    with hold(session, name, "down", events, replaces=True):
         if purge and session.store.cluster(name) is None:
             return _clean_again(session, name, events)
         record = session.require(name)
         was = record.status
         with session.intent("down", name, cluster_id=record.cluster_id, was=was.value, purge=purge):
             return down_cluster(session, record, events, cancel=was is not ClusterStatus.STOPPED, purge=purge)
+
+
+def _drop_unreadable(session: Session, name: str, events: EventSink) -> DownReceipt | None:
+    """Forget a cluster whose record cannot be read, and leave its hosts as they are; None when it can be read."""
+    try:
+        session.store.cluster(name)
+        session.store.open_intents(name)
+        return None
+    except StateError as error:
+        if getattr(error, "table", "") not in ("clusters", "intents"):
+            raise
+        why = error.message
+    with session.hold(name, "down"), span(events, "down.unreadable", cluster=name) as step:
+        hosts = session.store.drop_unreadable(name, at=session.clock())
+        step.note(problem=why, hosts=hosts)
+    if hosts is None:
+        return None
+    left = f"nothing was done here: {why}"
+    nodes = tuple(NodeReceipt(rank=rank, host=host, error=left) for rank, host in enumerate(hosts))
+    return DownReceipt(cluster_name=name, nodes=nodes, released=True, logs_kept="no logs were brought home")
 
 
 def _clean_again(session: Session, name: str, events: EventSink) -> DownReceipt:

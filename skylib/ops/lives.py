@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from skylib.errors import ClusterNotUp
-from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.cluster import ClusterRecord, ClusterStatus, check_is_text
 from skylib.ops.look import look, next_status, note
 from skylib.session import Session
 
@@ -32,8 +32,8 @@ class Life:
 
 
 def life_of(session: Session, name: str, cluster_id: str | None = None) -> Life:
-    """That life of the name; by default the one that stands, else the newest. Raises ClusterNotFound."""
-    record = session.store.cluster(name)
+    """That life of the name; by default the one that stands, else the newest. Raises ClusterNotFound, InvalidSpecError."""
+    record = session.store.cluster(check_is_text(name))
     if cluster_id:
         return Life(name=name, cluster_id=cluster_id, record=record if _is(record, cluster_id) else None)
     if record is not None:

@@ -11,6 +11,7 @@ from skylib.errors import AgentError, ClusterBusy, SkyError, TransportError
 from skylib.events import EventSink, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import Reconciled, Settled
+from skylib.ops.checks import named
 from skylib.ops.cleanup import end_everywhere, take_away
 from skylib.ops.endings import clean_again, down_cluster, give_up, stop_cluster
 from skylib.ops.look import Seen, look
@@ -33,16 +34,22 @@ FREED_S = 2.0  # within which a database hears that the holder of a lock is dead
 _LONGEST_OUTCOME = 300
 
 
-def reconcile(session: Session, names: Iterable[str] | None = None) -> list[Reconciled]:
+def reconcile(session: Session, names: str | Iterable[str] | None = None) -> list[Reconciled]:
     """All clusters (or those of `names`) that a dead process left something begun of, at once; by name.
 
     Waits for no operation, but up to 2 s for a dead one's lock: a cluster that is held is told as busy. Safe from any
-    number of processes.
+    number of processes. Raises ClusterNotFound, InvalidSpecError.
     """
-    if not session.left_intents():
+    wanted = named(names)
+    left = {intent.cluster for intent in session.left_intents()}
+    known = left.union(session.store.names()) if wanted else left
+    for name in wanted or ():
+        if name not in known:
+            raise session.not_found(name)
+    if not left:
         return []
     with session.operation("reconcile") as events:
-        return settle_clusters(session, names, events)
+        return settle_clusters(session, wanted, events)
 
 
 def settle_clusters(

@@ -12,6 +12,7 @@ from skylib.errors import AgentError, ClusterBusy, TransportError
 from skylib.events import EventSink
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.receipts import InfraStatus, Settled
+from skylib.ops.checks import named, seconds
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
@@ -46,20 +47,21 @@ class _Asking:
 
 def status(
     session: Session,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
     refresh_first: bool = False,
     timeout_s: float = 30.0,
 ) -> list[ClusterRecord]:
-    """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound.
+    """All clusters, the newest launch first, or those of `names` in that order. Raises ClusterNotFound, InvalidSpecError.
 
     refresh_first: their nodes are asked, all at once; what has not answered after timeout_s is UNREACHABLE for now, and
     what could not even be asked is as it was: there was no time left for it, or it is `local` to another machine.
     """
-    if names is None:
+    timeout_s = seconds(timeout_s, field="timeout_s")
+    wanted = named(names)
+    if wanted is None:
         records = session.store.clusters()
     else:
-        wanted = [names] if isinstance(names, str) else list(names)
         found = {record.name: record for record in session.store.clusters(wanted)}
         for name in wanted:
             if name not in found:

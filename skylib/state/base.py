@@ -75,7 +75,8 @@ class IntentRecord:
 class StateStore(Protocol):
     """One home's state. Safe from many threads and processes, and after fork; every method is one transaction.
 
-    Every method raises StateError when the state cannot be read or written (retryable when it was busy for too long),
+    Every method raises StateError when the state cannot be read or written (retryable when it was busy for too long; with
+    table, key and store when it is one row that cannot be read),
     MigrationError when the store is newer than this skylib. `at` is unix seconds.
     """
 
@@ -89,11 +90,14 @@ class StateStore(Protocol):
 
     def cluster(self, name: str) -> ClusterRecord | None: ...
 
-    def begin_launch(self, record: ClusterRecord) -> ClusterRecord:
+    def names(self) -> dict[str, str]:
+        """name -> cluster_id of all clusters, by name, those whose record cannot be read included."""
+
+    def begin_launch(self, record: ClusterRecord, *, again: bool = False) -> ClusterRecord:
         """Write down that the cluster may exist from now on; its status becomes INIT.
 
         A new name gets a row. An existing one, with the same cluster_id, begins again: the row becomes `record`.
-        Raises ClusterBusy when the name belongs to another cluster_id, or that cluster_id is over.
+        Raises ClusterBusy when the name belongs to another cluster_id, or that cluster_id is over. again: it may be.
         """
 
     def save_cluster(self, record: ClusterRecord) -> None:
@@ -128,6 +132,12 @@ class StateStore(Protocol):
         """As if that life of the name had not been begun here: it may be begun again. Its hosts are released.
 
         For one that this state never had whole; what is over stays in history.
+        """
+
+    def drop_unreadable(self, name: str, *, at: float) -> tuple[str, ...] | None:
+        """Take away a cluster whose record cannot be read: its life ends as it stands, its hosts are released.
+
+        The hosts that it held; None when there is nothing of the kind.
         """
 
     # Hosts held.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from skylib.errors import StateError
+from skylib.errors import SkyError, StateError
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 
@@ -16,16 +16,21 @@ __all__ = [
     "CLUSTER_SCHEMA",
     "JOB_SCHEMA",
     "ClusterDecoder",
+    "Unreadable",
     "cluster_document",
     "cluster_from_document",
+    "cluster_hint",
     "dump_json",
     "job_document",
     "job_from_document",
     "load_object",
     "load_value",
+    "stored_cluster",
 ]
 
 _T = TypeVar("_T")
+
+_WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, SkyError, TypeError, ValueError)
 
 CLUSTER_SCHEMA = 1
 JOB_SCHEMA = 1
@@ -36,6 +41,40 @@ _CLUSTER_UPGRADES: dict[int, _Upgrade] = {}
 _JOB_UPGRADES: dict[int, _Upgrade] = {}
 
 
+class Unreadable(StateError):
+    """A row that cannot be decoded. Facts: table, key (which row), problem, store (where; the store says that)."""
+
+    table: str = ""
+    key: object = None
+    problem: str = ""
+    store: str = ""
+
+    def of(self, table: str, key: object, hint: str | None = None) -> Unreadable:
+        """The same of that row, where that is not known yet."""
+        return self if self.table else _unreadable(table, key, self.problem, self.store, self.hint or hint)
+
+    def with_hint(self, hint: str) -> Unreadable:
+        return _unreadable(self.table, self.key, self.problem, self.store, self.hint or hint)
+
+    def within(self, store: str) -> Unreadable:
+        """The same, of that store."""
+        return _unreadable(self.table, self.key, self.problem, store, self.hint)
+
+
+def _unreadable(table: str, key: object, problem: str, store: str = "", hint: str | None = None) -> Unreadable:
+    row = f"row {key!r} of table {table}" if table else "a row"
+    words = f"{row} in {store or 'the store'} cannot be read: {problem}"
+    return Unreadable(words, table=table, key=key, problem=problem, store=store, hint=hint)
+
+
+def cluster_hint(name: str) -> str:
+    """What to do about a cluster that cannot be read."""
+    return (
+        f"client.down({name!r}, purge=True) takes the row away and leaves the hosts as they are; client.discover() lists "
+        f"what runs there, and client.adopt({name!r}) takes it up again. Other clusters can be asked for by name"
+    )
+
+
 def dump_json(value: object) -> str:
     """Compact JSON. Raises StateError on a value that JSON does not have (NaN included)."""
     try:
@@ -44,20 +83,20 @@ def dump_json(value: object) -> str:
         raise StateError(f"cannot be kept as JSON: {error}", evidence=type(value).__name__) from error
 
 
-def load_value(document: str) -> object:
-    """Raises StateError when it is no JSON."""
+def load_value(document: str, *, table: str = "", key: object = None, hint: str | None = None) -> object:
+    """Raises Unreadable when it is no JSON. table, key: which row it is of."""
     try:
         value: object = json.loads(document)
-    except ValueError as error:
-        raise StateError(f"a document in the store is no JSON: {error}") from error
+    except (RecursionError, TypeError, ValueError) as error:
+        raise _unreadable(table, key, f"it is no JSON: {error}", hint=hint) from error
     return value
 
 
-def load_object(document: str) -> dict[str, object]:
-    """A JSON object. Raises StateError when it is none."""
-    value = load_value(document)
+def load_object(document: str, *, table: str = "", key: object = None, hint: str | None = None) -> dict[str, object]:
+    """A JSON object. Raises Unreadable when it is none."""
+    value = load_value(document, table=table, key=key, hint=hint)
     if not isinstance(value, dict):
-        raise StateError(f"a document in the store is a {type(value).__name__}, not an object")
+        raise _unreadable(table, key, f"it is JSON of a {type(value).__name__}, not of an object", hint=hint)
     return value
 
 
@@ -66,9 +105,18 @@ def cluster_document(record: ClusterRecord) -> str:
     return dump_json(record.to_json())
 
 
-def cluster_from_document(schema: int, document: str) -> ClusterRecord:
-    """Raises StateError on a document that is of a newer schema or does not fit its own."""
-    return _read(ClusterRecord.from_json, "cluster", schema, document, CLUSTER_SCHEMA, _CLUSTER_UPGRADES)
+def cluster_from_document(schema: int, document: str, *, table: str = "", key: object = None) -> ClusterRecord:
+    """Raises Unreadable on a document that is of a newer schema or does not fit its own."""
+    try:
+        return _read(ClusterRecord.from_json, schema, document, CLUSTER_SCHEMA, _CLUSTER_UPGRADES)
+    except Unreadable as error:
+        hint = cluster_hint(key) if table == "clusters" and isinstance(key, str) else None
+        raise error.of(table, key, hint) from error.__cause__
+
+
+def stored_cluster(name: str, schema: int, document: str) -> ClusterRecord:
+    """The record of a cluster that exists. Raises Unreadable, which says what to do."""
+    return cluster_from_document(schema, document, table="clusters", key=name)
 
 
 class ClusterDecoder:
@@ -80,15 +128,15 @@ class ClusterDecoder:
 
     def __init__(self) -> None:
         # With each record a copy of its resources: they are dicts, and the record is its caller's. All else is frozen.
-        self._known: dict[tuple[int, str], tuple[ClusterRecord, dict[str, Any]]] = {}
+        self._known: dict[tuple[str, int, str], tuple[ClusterRecord, dict[str, Any]]] = {}
 
-    def all(self, rows: Sequence[tuple[int, str]]) -> list[ClusterRecord]:
-        """The records of every cluster that the store has, as (schema, document). Raises StateError."""
+    def all(self, rows: Sequence[tuple[str, int, str]]) -> list[ClusterRecord]:
+        """The records of every cluster that the store has, as (name, schema, document). Raises Unreadable."""
         before, known, records = self._known, {}, []
         for row in rows:
             found = before.get(row)
             if found is None:
-                record = cluster_from_document(*row)
+                record = stored_cluster(*row)
                 found = record, _copied(record.resources)
             else:
                 record = attrs.evolve(found[0], resources=_copied(found[1]))
@@ -112,27 +160,30 @@ def job_document(record: JobRecord) -> str:
     return dump_json(record.to_json())
 
 
-def job_from_document(schema: int, document: str) -> JobRecord:
-    """Raises StateError on a document that is of a newer schema or does not fit its own."""
-    return _read(JobRecord.from_json, "job", schema, document, JOB_SCHEMA, _JOB_UPGRADES)
+def job_from_document(schema: int, document: str, *, key: object = None) -> JobRecord:
+    """Raises Unreadable on a document that is of a newer schema or does not fit its own. key: (cluster id, job id)."""
+    try:
+        return _read(JobRecord.from_json, schema, document, JOB_SCHEMA, _JOB_UPGRADES)
+    except Unreadable as error:
+        raise error.of("jobs", key) from error.__cause__
 
 
 def _read(
     build: Callable[[Mapping[str, object]], _T],
-    noun: str,
     schema: int,
     document: str,
     ours: int,
     upgrades: Mapping[int, _Upgrade],
 ) -> _T:
+    if not isinstance(schema, int):
+        raise _unreadable("", None, f"its schema is {schema!r}, no number")
     if schema > ours:
-        raise StateError(f"a {noun} in the store has schema {schema}, this skylib knows {ours}", hint="use a newer skylib")
+        raise _unreadable("", None, f"it has schema {schema}, this skylib knows {ours}", hint="use a newer skylib")
     fields = load_object(document)
-    for number in range(schema, ours):
-        fields = upgrades[number](fields)
     try:
+        for number in range(schema, ours):
+            fields = upgrades[number](fields)
         return build(fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(
-            f"a {noun} in the store does not read as schema {schema}: {error}", hint="use the skylib that wrote it"
-        ) from error
+    except _WRONG as error:
+        said = error.message if isinstance(error, SkyError) else f"{type(error).__name__}: {error}"
+        raise _unreadable("", None, f"it does not read as schema {schema}: {said}") from error

@@ -12,17 +12,18 @@ from collections.abc import Collection, Mapping, Sequence
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.job import JobRecord
 from skylib.state.backend import Connection
-from skylib.state.base import EventRecord, HistoryRecord, IntentRecord, UsageInterval
+from skylib.state.base import EventRecord, IntentRecord, UsageInterval
 from skylib.state.rows import (
     CLUSTER_SCHEMA,
     JOB_SCHEMA,
     cluster_document,
-    cluster_from_document,
+    cluster_hint,
     dump_json,
     job_document,
     job_from_document,
     load_object,
     load_value,
+    stored_cluster,
 )
 from skylib.state.transitions import usage_change
 
@@ -42,7 +43,6 @@ __all__ = [
     "read_cluster",
     "read_clusters",
     "read_events",
-    "read_history",
     "read_jobs",
     "read_open_intents",
     "read_value",
@@ -58,22 +58,22 @@ _MOST_PARAMETERS = 500
 def read_cluster(connection: Connection, name: str) -> ClusterRecord | None:
     """Raises StateError when it cannot be decoded, as all that read records."""
     rows = connection.rows("SELECT schema, record FROM clusters WHERE name = ?", name)
-    return cluster_from_document(*rows[0]) if rows else None
+    return stored_cluster(name, *rows[0]) if rows else None
 
 
-def read_clusters(connection: Connection, names: Collection[str] | None) -> list[tuple[int, str]]:
-    """(schema, document) of all, or of those of `names`; the newest launch first."""
+def read_clusters(connection: Connection, names: Collection[str] | None) -> list[tuple[str, int, str]]:
+    """(name, schema, document) of all, or of those of `names`; the newest launch first."""
     if names is not None and not names:
         return []
     few = names if names is not None and len(names) <= _MOST_PARAMETERS else ()
     where = f"WHERE name IN ({', '.join('?' * len(few))})" if few else ""
     rows = connection.rows(f"SELECT name, schema, record FROM clusters {where} ORDER BY launched_at DESC, seq DESC", *few)
-    return [(schema, document) for name, schema, document in rows if names is None or name in names]
+    return [(name, schema, document) for name, schema, document in rows if names is None or name in names]
 
 
-def all_names(connection: Connection) -> list[str]:
-    """Of clusters that exist, in order."""
-    return sorted(name for (name,) in connection.rows("SELECT name FROM clusters"))
+def all_names(connection: Connection) -> dict[str, str]:
+    """name -> cluster_id of clusters that exist, in order."""
+    return dict(sorted(connection.rows("SELECT name, cluster_id FROM clusters")))
 
 
 def is_over(connection: Connection, cluster_id: str) -> bool:
@@ -231,57 +231,16 @@ def read_jobs(
     if numbers:
         where.append("jobs.job_id = ?")
     rows = connection.rows(
-        "SELECT jobs.schema, jobs.record FROM jobs JOIN cluster_history ON cluster_history.cluster_id = jobs.cluster_id "
-        f"WHERE {' AND '.join(where)} "
+        "SELECT jobs.cluster_id, jobs.job_id, jobs.schema, jobs.record FROM jobs "
+        f"JOIN cluster_history ON cluster_history.cluster_id = jobs.cluster_id WHERE {' AND '.join(where)} "
         "ORDER BY cluster_history.launched_at DESC, cluster_history.seq DESC, jobs.job_id DESC",
         *parameters,
         *numbers,
     )
-    return [job_from_document(schema, document) for schema, document in rows]
+    return [job_from_document(schema, document, key=(life, number)) for life, number, schema, document in rows]
 
 
-# History and events.
-
-
-def read_history(connection: Connection, since: float | None, name: str | None) -> list[HistoryRecord]:
-    """Lives that had not ended before `since`, or all; of one name, or all; newest first."""
-    wanted, parameters = _lives_wanted(since, name)
-    lives = connection.rows(
-        "SELECT cluster_id, name, launched_at, ended_at, schema, record FROM cluster_history AS life "
-        f"{wanted} ORDER BY launched_at DESC, seq DESC",
-        *parameters,
-    )
-    spans = connection.rows(
-        'SELECT life.cluster_id, span.start, span."end" FROM usage_intervals AS span '
-        f"JOIN cluster_history AS life ON life.cluster_id = span.cluster_id {wanted} ORDER BY span.start, span.id",
-        *parameters,
-    )
-    used: dict[str, list[UsageInterval]] = {}
-    for cluster_id, start, end in spans:
-        used.setdefault(cluster_id, []).append(UsageInterval(start=start, end=end))
-    return [
-        HistoryRecord(
-            cluster_id=cluster_id,
-            name=of,
-            launched_at=launched_at,
-            ended_at=ended_at,
-            record=cluster_from_document(schema, document),
-            intervals=tuple(used.get(cluster_id, ())),
-        )
-        for cluster_id, of, launched_at, ended_at, schema, document in lives
-    ]
-
-
-def _lives_wanted(since: float | None, name: str | None) -> tuple[str, tuple[object, ...]]:
-    where: list[str] = []
-    parameters: list[object] = []
-    if since is not None:
-        where.append("(life.ended_at IS NULL OR life.ended_at >= ?)")
-        parameters.append(since)
-    if name is not None:
-        where.append("life.name = ?")
-        parameters.append(name)
-    return (f"WHERE {' AND '.join(where)}" if where else ""), tuple(parameters)
+# Events.
 
 
 def put_event(
@@ -301,13 +260,15 @@ def put_event(
 def read_events(connection: Connection, cluster: str, limit: int) -> list[EventRecord]:
     """The last ones, oldest first."""
     rows = connection.rows(
-        "SELECT cluster, cluster_id, kind, at, details FROM events WHERE cluster = ? ORDER BY id DESC LIMIT ?",
+        "SELECT id, cluster, cluster_id, kind, at, details FROM events WHERE cluster = ? ORDER BY id DESC LIMIT ?",
         cluster,
         limit,
     )
     return [
-        EventRecord(cluster=name, cluster_id=cluster_id, kind=kind, at=at, details=load_object(details))
-        for name, cluster_id, kind, at, details in reversed(rows)
+        EventRecord(
+            cluster=name, cluster_id=cluster_id, kind=kind, at=at, details=load_object(details, table="events", key=number)
+        )
+        for number, name, cluster_id, kind, at, details in reversed(rows)
     ]
 
 
@@ -341,7 +302,7 @@ def read_open_intents(connection: Connection, cluster: str | None) -> list[Inten
             intent_id=intent_id,
             operation=operation,
             cluster=name,
-            details=load_object(details),
+            details=load_object(details, table="intents", key=intent_id, hint=cluster_hint(name)),
             begun_at=begun_at,
             pid=pid,
             host=host,
@@ -356,7 +317,7 @@ def read_open_intents(connection: Connection, cluster: str | None) -> list[Inten
 def read_value(connection: Connection, key: str) -> object | None:
     """The JSON value of a key."""
     rows = connection.rows("SELECT value FROM config WHERE key = ?", key)
-    return load_value(rows[0][0]) if rows else None
+    return load_value(rows[0][0], table="config", key=key) if rows else None
 
 
 def put_value(connection: Connection, key: str, value: object) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -16,10 +16,14 @@ from skylib.models.job import JobRecord, JobStatus
 from skylib.state import statements
 from skylib.state.backend import Backend, Connection
 from skylib.state.base import EventRecord, HistoryRecord, IntentRecord
-from skylib.state.rows import ClusterDecoder, cluster_from_document, dump_json, load_value
+from skylib.state.history import read_history
+from skylib.state.rows import ClusterDecoder, Unreadable, dump_json, load_value, stored_cluster
 from skylib.state.transitions import changed, check_same_life, keeps_stored_job, no_capacity, not_found
+from skylib.state.unreadable import drop_unreadable
 
 __all__ = ["KEEP_S", "SqlStore"]
+
+_T = TypeVar("_T")
 
 # How long events and settled intents are kept, and how often, and how many at once, older ones are dropped.
 KEEP_S = 30 * 86400.0
@@ -46,16 +50,19 @@ class SqlStore:
 
     def clusters(self, names: Iterable[str] | None = None) -> list[ClusterRecord]:
         wanted = None if names is None else set(names)
-        rows = self._backend.read(lambda connection: statements.read_clusters(connection, wanted))
-        return self._decoder.all(rows) if wanted is None else [cluster_from_document(*row) for row in rows]
+        rows = self._read(lambda connection: statements.read_clusters(connection, wanted))
+        return self._decoded(lambda: self._decoder.all(rows) if wanted is None else [stored_cluster(*row) for row in rows])
 
     def cluster(self, name: str) -> ClusterRecord | None:
-        return self._backend.read(lambda connection: statements.read_cluster(connection, name))
+        return self._read(lambda connection: statements.read_cluster(connection, name))
 
-    def begin_launch(self, record: ClusterRecord) -> ClusterRecord:
+    def names(self) -> dict[str, str]:
+        return self._read(statements.all_names)
+
+    def begin_launch(self, record: ClusterRecord, *, again: bool = False) -> ClusterRecord:
         def begin(connection: Connection) -> ClusterRecord:
             existing = statements.read_cluster(connection, record.name)
-            check_same_life(existing, record, over=statements.is_over(connection, record.cluster_id))
+            check_same_life(existing, record, over=not again and statements.is_over(connection, record.cluster_id))
             if existing is not None and existing.status is ClusterStatus.INIT:
                 begun = attrs.evolve(record, status=ClusterStatus.INIT, status_since=existing.status_since)
             else:
@@ -63,7 +70,7 @@ class SqlStore:
             statements.put_cluster(connection, existing, begun, at=begun.status_since)
             return begun
 
-        return self._backend.write(begin)
+        return self._write(begin)
 
     def save_cluster(self, record: ClusterRecord) -> None:
         def save(connection: Connection) -> None:
@@ -71,7 +78,7 @@ class SqlStore:
             check_same_life(existing, record, over=statements.is_over(connection, record.cluster_id))
             statements.put_cluster(connection, existing, record, at=record.status_since)
 
-        self._backend.write(save)
+        self._write(save)
 
     def settle(
         self,
@@ -91,7 +98,7 @@ class SqlStore:
             statements.put_cluster(connection, existing, record, at=at, used_until=used_until)
             return record
 
-        return self._backend.write(settle, durable=False)
+        return self._write(settle, durable=False)
 
     def remove_cluster(
         self, name: str, *, at: float, cluster_id: str | None = None, used_until: float | None = None, reason: str = ""
@@ -103,7 +110,7 @@ class SqlStore:
             statements.end_life(connection, existing, at=at, used_until=used_until, reason=reason)
             return existing
 
-        return self._backend.write(remove)
+        return self._write(remove)
 
     def forget_cluster(self, name: str, cluster_id: str) -> None:
         def forget(connection: Connection) -> None:
@@ -111,7 +118,10 @@ class SqlStore:
             if existing is not None and existing.cluster_id == cluster_id:
                 statements.drop_life(connection, existing)
 
-        self._backend.write(forget)
+        self._write(forget)
+
+    def drop_unreadable(self, name: str, *, at: float) -> tuple[str, ...] | None:
+        return self._write(lambda connection: drop_unreadable(connection, name, at=at))
 
     # Hosts held.
 
@@ -129,7 +139,7 @@ class SqlStore:
             free = [host for host in wanted if host not in held]
             statements.add_claims(connection, infra, free, cluster, cluster_id, at)
 
-        self._backend.write(claim)
+        self._write(claim)
 
     def release_hosts(self, cluster_id: str, hosts: Sequence[str] | None = None) -> None:
         def release(connection: Connection) -> None:
@@ -139,7 +149,7 @@ class SqlStore:
                 one = "DELETE FROM host_claims WHERE cluster_id = ? AND host = ?"
                 connection.many(one, [(cluster_id, host) for host in hosts])
 
-        self._backend.write(release, durable=False)
+        self._write(release, durable=False)
 
     def claims(self, infra: str | None = None) -> dict[tuple[str, str], str]:
         sql = "SELECT infra, host, cluster FROM host_claims"
@@ -163,19 +173,19 @@ class SqlStore:
             statements.put_jobs(connection, cluster_id, fresh)
 
         if seen:
-            self._backend.write(save, durable=False)
+            self._write(save, durable=False)
 
     def jobs(self, cluster_name: str, *, cluster_id: str | None = None) -> list[JobRecord]:
-        return self._backend.read(lambda connection: statements.read_jobs(connection, cluster_name, cluster_id))
+        return self._read(lambda connection: statements.read_jobs(connection, cluster_name, cluster_id))
 
     def job(self, cluster_name: str, job_id: int, *, cluster_id: str | None = None) -> JobRecord | None:
-        found = self._backend.read(lambda connection: statements.read_jobs(connection, cluster_name, cluster_id, job_id))
+        found = self._read(lambda connection: statements.read_jobs(connection, cluster_name, cluster_id, job_id))
         return found[0] if found else None
 
     # History and events.
 
     def history(self, since: float | None = None, *, name: str | None = None) -> list[HistoryRecord]:
-        return self._backend.read(lambda connection: statements.read_history(connection, since, name))
+        return self._read(lambda connection: read_history(connection, since, name))
 
     def add_event(
         self, cluster: str, kind: str, *, at: float, cluster_id: str = "", details: Mapping[str, object] | None = None
@@ -183,10 +193,10 @@ class SqlStore:
         def add(connection: Connection) -> None:
             statements.put_event(connection, cluster, cluster_id, kind, at, details or {})
 
-        self._backend.write(add, durable=False)
+        self._write(add, durable=False)
 
     def events(self, cluster: str, *, limit: int = 100) -> list[EventRecord]:
-        return self._backend.read(lambda connection: statements.read_events(connection, cluster, limit))
+        return self._read(lambda connection: statements.read_events(connection, cluster, limit))
 
     # Intents.
 
@@ -198,7 +208,7 @@ class SqlStore:
             self._prune_daily(connection, now)
             return statements.put_intent(connection, operation, cluster, document, now, pid, host)
 
-        return self._backend.write(begin)
+        return self._write(begin)
 
     def settle_intent(self, intent_id: int, outcome: str) -> None:
         now = self._clock()
@@ -210,15 +220,15 @@ class SqlStore:
             if not connection.rows("SELECT 1 FROM intents WHERE id = ?", intent_id):
                 raise StateError(f"no intent {intent_id} in {self._backend.where}")
 
-        self._backend.write(settle, durable=False)
+        self._write(settle, durable=False)
 
     def open_intents(self, cluster: str | None = None) -> list[IntentRecord]:
-        return self._backend.read(lambda connection: statements.read_open_intents(connection, cluster))
+        return self._read(lambda connection: statements.read_open_intents(connection, cluster))
 
     # Small values.
 
     def config_get(self, key: str) -> object | None:
-        return self._backend.read(lambda connection: statements.read_value(connection, key))
+        return self._read(lambda connection: statements.read_value(connection, key))
 
     def config_set(self, key: str, value: object) -> None:
         def put(connection: Connection) -> None:
@@ -227,7 +237,7 @@ class SqlStore:
             else:
                 statements.put_value(connection, key, value)
 
-        self._backend.write(put)
+        self._write(put)
 
     def config_add(self, key: str, value: object) -> object:
         def add(connection: Connection) -> object:
@@ -237,18 +247,18 @@ class SqlStore:
             statements.put_value(connection, key, value)
             return statements.read_value(connection, key)
 
-        return self._backend.write(add)
+        return self._write(add)
 
     def config_items(self, prefix: str) -> dict[str, object]:
         rows = self._rows("SELECT key, value FROM config WHERE substr(key, 1, ?) = ?", len(prefix), prefix)
-        return {key: load_value(value) for key, value in sorted(rows)}
+        return self._decoded(lambda: {key: load_value(value, table="config", key=key) for key, value in sorted(rows)})
 
     # What is beyond use.
 
     def prune(self, before: float) -> int:
         dropped = 0
         while True:
-            some = self._backend.write(lambda each: statements.drop_old(each, before, most=_PRUNE_AT_ONCE), durable=False)
+            some = self._write(lambda each: statements.drop_old(each, before, most=_PRUNE_AT_ONCE), durable=False)
             dropped += some
             if not some:
                 return dropped
@@ -261,5 +271,18 @@ class SqlStore:
         if last is None or not statements.drop_old(connection, now - KEEP_S, most=_PRUNE_AT_ONCE):
             statements.put_value(connection, _PRUNED_AT, now)
 
+    def _read(self, action: Callable[[Connection], _T]) -> _T:
+        return self._decoded(lambda: self._backend.read(action))
+
+    def _write(self, action: Callable[[Connection], _T], *, durable: bool = True) -> _T:
+        return self._decoded(lambda: self._backend.write(action, durable=durable))
+
+    def _decoded(self, action: Callable[[], _T]) -> _T:
+        """Rows that cannot be read are told with the store."""
+        try:
+            return action()
+        except Unreadable as error:
+            raise error.within(self._backend.where) from error.__cause__
+
     def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        return self._backend.read(lambda connection: connection.rows(sql, *parameters))
+        return self._read(lambda connection: connection.rows(sql, *parameters))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import attrs
 
@@ -95,7 +95,7 @@ def keeps_stored_job(stored: JobStatus, seen: JobRecord) -> bool:
     return stored.is_terminal and seen.status is not stored
 
 
-def not_found(name: str, known: Sequence[str]) -> ClusterNotFound:
+def not_found(name: str, known: Collection[str]) -> ClusterNotFound:
     """The error for a cluster that the store does not have."""
     return ClusterNotFound(
         f"no cluster {name!r}", cluster=name, known=tuple(known), hint=f"clusters: {', '.join(known) or 'none'}"

@@ -17,6 +17,7 @@ import attrs
 __all__ = ["Outcome", "fanout"]
 
 _MOST_SLOW = 8  # threads at most, times the limit
+_LONGEST_WAIT_S = 3600.0  # the system takes no wait of any length: one is followed by the next
 
 _Item = TypeVar("_Item")
 _Value = TypeVar("_Value")
@@ -59,10 +60,10 @@ def fanout(
     Exceptions of `fn` become outcomes. KeyboardInterrupt and the like pass through: nothing more is begun then, and
     what runs is waited for, up to ending_s. Work runs in copies of the caller's context.
 
-    patience_s: how long to wait for all of it. What has begun and not ended by then has the error TimeoutError and goes
-    on alone, its outcome lost, so that `fn` should only look; what has not begun has CancelledError. Work that takes
-    longer than slow_s does not count for the limit then (up to eight times the limit): a host that does not answer
-    holds up no other.
+    patience_s: how long to wait for all of it; math.inf is as long as it takes. What has begun and not ended by then
+    has the error TimeoutError and goes on alone, its outcome lost, so that `fn` should only look; what has not begun
+    has CancelledError. Work that takes longer than slow_s does not count for the limit then (up to eight times the
+    limit): a host that does not answer holds up no other.
     """
     wanted = tuple(items)
     if not wanted:
@@ -153,7 +154,7 @@ class _Crew(Generic[_Item, _Value]):
     def _wait_s(self, deadline: float | None) -> float | None:
         if deadline is None:
             return None
-        left_s = max(0.0, deadline - time.monotonic())
+        left_s = min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT_S)
         with self._lock:
             waits = bool(self._left) and self._slow_s is not None
         return min(left_s, max(0.02, (self._slow_s or 0.0) / 8)) if waits else left_s
