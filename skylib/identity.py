@@ -1,4 +1,4 @@
-"""Who and where this client is: the account, the machine, and the eight hex digits that name a home."""
+"""Who and where this client is: the account, its machine, and the eight hex digits that name a home."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from skylib.paths import SkyHome, write_private
 
-__all__ = ["account_name", "client_hash", "machine_name"]
+__all__ = ["account_name", "client_hash", "known_hash", "machine_name"]
 
 
 def account_name() -> str:
@@ -24,17 +24,18 @@ def account_name() -> str:
 
 
 def machine_name(machine_id: Path = Path("/etc/machine-id")) -> str:
-    """What this machine is called among others: its host name and, where it has a machine id, six digits of its hash.
+    """What this account of this machine is called among others: "<host>-<hash>-uid<uid>".
 
-    Machines of one image often share their name, and sometimes the id: they differ where either does.
-    Source of the id: machine-id(5), which asks that it be hashed before it is shown.
+    A `local` cluster is the account's. Machines of one image often share their name, and sometimes the id: they differ
+    where either does. Without a machine id there are no six digits of its hash. Source of the id: machine-id(5), which
+    asks that it be hashed before it is shown.
     """
     try:
         identity = machine_id.read_bytes().strip()
     except OSError:
         identity = b""
-    name = socket.gethostname()
-    return f"{name}-{hashlib.sha256(b'skylib' + identity).hexdigest()[:6]}" if identity else name
+    digits = f"-{hashlib.sha256(b'skylib' + identity).hexdigest()[:6]}" if identity else ""
+    return f"{socket.gethostname()}{digits}-uid{os.getuid()}"
 
 
 def client_hash(home: SkyHome) -> str:
@@ -45,7 +46,7 @@ def client_hash(home: SkyHome) -> str:
     given = os.environ.get("SKYPILOT_USER_ID")
     if given:
         return given
-    known = _known_hash(home)
+    known = known_hash(home)
     if not known:
         seed = f"{account_name()}@{machine_name()}:{secrets.token_hex(8)}"
         made = hashlib.sha256(seed.encode()).hexdigest()[:8]
@@ -54,16 +55,17 @@ def client_hash(home: SkyHome) -> str:
         try:
             os.link(beside, home.user_hash)
         except FileExistsError:
-            if not _known_hash(home):  # an empty one that something else left
+            if not known_hash(home):  # an empty one that something else left
                 os.replace(beside, home.user_hash)
         finally:
             with suppress(FileNotFoundError):
                 beside.unlink()
-        known = _known_hash(home)
+        known = known_hash(home)
     return known
 
 
-def _known_hash(home: SkyHome) -> str:
+def known_hash(home: SkyHome) -> str:
+    """The digits that the home has, "" when it has none yet. Raises OSError when they cannot be read."""
     try:
         return home.user_hash.read_text().strip()
     except FileNotFoundError:

@@ -25,6 +25,8 @@ from skylib.transport.fanout import fanout
 
 __all__ = ["adopt"]
 
+_EVENTS = 1000  # of the name, in which the end of a life is looked for
+
 
 def adopt(
     session: Session, name: str, *, cluster_id: str | None = None, hosts: str | Iterable[str] | None = None
@@ -138,7 +140,7 @@ def _take_up(session: Session, found: Discovered, events: EventSink) -> ClusterR
 
 def _write_down(session: Session, record: ClusterRecord, found: Discovered, events: EventSink) -> ClusterRecord:
     with span(events, "adopt.claim", cluster=record.name, status=record.status.value):
-        session.store.begin_launch(record)
+        session.store.begin_launch(record, again=True)
         hosts = sorted({node.host for node in record.nodes})
         session.store.claim_hosts(record.infra, hosts, record.name, record.cluster_id, session.clock())
     with span(events, "adopt.files", cluster=record.name) as step:
@@ -157,7 +159,7 @@ def _refuse_unfit(session: Session, record: ClusterRecord) -> None:
     if hosts & held.keys():
         raise no_capacity(record.infra, {host: held[host] for host in sorted(hosts & held.keys())}, len(hosts))
     for life in session.store.history(name=record.name):
-        if life.cluster_id == record.cluster_id and life.ended_at is not None:
+        if life.cluster_id == record.cluster_id and life.ended_at is not None and not _only_missed(session, record):
             raise ClusterBusy(
                 f"this home has taken cluster {record.name!r} ({record.cluster_id}) down before",
                 cluster=record.name,
@@ -166,6 +168,16 @@ def _refuse_unfit(session: Session, record: ClusterRecord) -> None:
                 retryable=False,
                 hint=f"client.down({record.name!r}, purge=True) ends what is left of it on its hosts",
             )
+
+
+def _only_missed(session: Session, record: ClusterRecord) -> bool:
+    """Whether that life ended since nothing of it was found, or by itself, and not because somebody took it down."""
+    ends = [
+        event.details
+        for event in session.store.events(record.name, limit=_EVENTS)
+        if event.cluster_id == record.cluster_id and event.kind == "status" and event.details.get("to") is None
+    ]
+    return bool(ends) and bool(ends[-1].get("reason"))
 
 
 def _bring_jobs(session: Session, record: ClusterRecord, found: Discovered) -> str:

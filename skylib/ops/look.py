@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 
 from skylib.errors import AgentError, AgentVersionError, BringUpError, ClusterBusy, SkyError, TransportError
 from skylib.events import EventSink, discard
+from skylib.identity import known_hash
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.ops.pen import FREE, Pen
 from skylib.ops.standing import settle_standing
+from skylib.paths import SkyHome
 from skylib.runtime.traces import Trace, trace_of
 from skylib.session import Session
 from skylib.transport.command import Command
@@ -163,9 +167,27 @@ def _traces(session: Session, record: ClusterRecord, nodes: tuple[NodeRecord, ..
 def _trace(session: Session, record: ClusterRecord, node: NodeRecord) -> Trace:
     try:
         transport = session.transport(node.address)
-        return trace_of(transport, node, cluster=record.name, cluster_id=record.cluster_id, timeout_s=COMMAND_S)
+        found = trace_of(transport, node, cluster=record.name, cluster_id=record.cluster_id, timeout_s=COMMAND_S)
+        return Trace.UNKNOWN if found is Trace.NONE and not _would_be_seen(session, record, node) else found
     except SkyError:
         return Trace.UNKNOWN
+
+
+def _would_be_seen(session: Session, record: ClusterRecord, node: NodeRecord) -> bool:
+    """Whether files of the node would be seen from here if they were there; of an SSH host its account says so itself.
+
+    Those of a `local` node lie in a home, <home>/local/<cluster>/<node>: this one, or one that we can list and that is
+    the owner's. Else this may be another machine of the same name and id, where the same paths say nothing.
+    """
+    if node.address.kind != "local":
+        return True
+    root = Path(node.root)
+    if record.owner in ("", session.user_hash):
+        return root.is_relative_to(session.home.root) or any(os.access(each, os.R_OK) for each in root.parents[:2])
+    try:
+        return known_hash(SkyHome(root.parents[2])) == record.owner
+    except (IndexError, OSError, ValueError):
+        return False
 
 
 def stopped_by_itself(session: Session, record: ClusterRecord) -> Mapping[str, object] | None:

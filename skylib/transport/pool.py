@@ -74,7 +74,7 @@ class Transports:
                 raise ConnectError(
                     f"this node is `local` to machine {address.host!r}, and this is {self._machine!r}",
                     host=address.host,
-                    hint=f"use the cluster from {address.host}",
+                    hint=f"use the cluster from {address.host}: on that machine, as that user",
                     retryable=False,
                 )
             return LocalTransport(address.host, events=self._events)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import skylib
 from skylib.models.discovered import ClusterHealth, MemberState
+from skylib.session import Session
 from tests.runtime_fixture import shared_wheels
 
 TEMP_DIR = Path("/tmp/ray_skypilot")
@@ -68,6 +71,24 @@ def test_another_home_takes_up_a_local_cluster(homes: tuple[Path, Path]) -> None
     assert running(record.cluster_id) == []
     assert not TEMP_DIR.exists()
     assert not (one / "local" / "here").exists()
+
+
+def test_a_cluster_that_was_thought_gone_is_taken_up_again(homes: tuple[Path, Path]) -> None:
+    """Its life ended since nothing of it was found, though it runs: adopt has it back. One taken down stays so."""
+    one, _ = homes
+    with skylib.Client(one) as client:
+        client.launch(TASK, "here").wait(timeout_s=60)
+        (record,) = client.status("here")
+        with closing(Session(one)) as session:
+            session.store.remove_cluster("here", at=time.time(), cluster_id=record.cluster_id, reason="nowhere")
+        assert client.status() == []
+        assert client.adopt("here").status is skylib.ClusterStatus.UP
+        (life,) = client.cost_report()
+        assert life.ended_at is None
+        assert len(client.queue("here")) == 1
+        assert client.down("here").clean
+        assert client.discover("local") == []
+    assert running(record.cluster_id) == []
 
 
 def test_a_local_cluster_whose_home_is_gone_is_ended(homes: tuple[Path, Path]) -> None:

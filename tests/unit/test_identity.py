@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_machines_of_one_name_differ_by_their_id(tmp_path: Path) -> None:
     assert all(name.startswith(socket.gethostname()) for name in names)
     assert machine_name(one) == machine_name(one)
     assert "4f2a" not in machine_name(one)
+
+
+def test_accounts_of_one_machine_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is `local` to one account is not to another, with a machine id and without."""
+    machine_id = tmp_path / "id"
+    machine_id.write_text("4f2a\n")
+    found = []
+    for uid in (1000, 1001):
+        monkeypatch.setattr(os, "getuid", lambda uid=uid: uid)
+        found += [machine_name(machine_id), machine_name(tmp_path / "none")]
+    assert len(set(found)) == 4
 
 
 def test_a_home_keeps_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skylib.models.cluster import ClusterStatus
-from skylib.ops.look import Seen, Trace, next_status
+from skylib.models.node import HostAddress
+from skylib.ops.look import Seen, Trace, next_status, traces_of
+from skylib.session import Session
+from tests.records import cluster_record, node_record
 
 UP, INIT, STOPPED = ClusterStatus.UP, ClusterStatus.INIT, ClusterStatus.STOPPED
 UNREACHABLE, AUTOSTOPPING = ClusterStatus.UNREACHABLE, ClusterStatus.AUTOSTOPPING
@@ -179,3 +183,40 @@ def test_one_host_less_never_makes_gone(wanted: int, seen: Seen, data: st.DataOb
     traces = (*seen.traces[:lost], UNKNOWN, *seen.traces[lost + 1 :])
     worse = Seen(reached=seen.reached and lost > 0, agent=seen.agent, traces=traces)
     assert next_status(UP, wanted, worse) in (INIT, UNREACHABLE)
+
+
+OTHERS = "theirs01"
+
+
+def local_traces(session: Session, home: Path, owner: str) -> tuple[Trace, ...]:
+    """Of a `local` cluster whose node's folder in that home is not there."""
+    node = node_record(root=str(home / "local" / "k" / "rank0"), address=HostAddress(kind="local"))
+    return traces_of(session, cluster_record("k", nodes=(node,), infra="local", owner=owner))
+
+
+def test_a_local_node_of_this_home_is_gone_when_its_folder_is(tmp_path: Path) -> None:
+    """The home is here, whether or not it ever had a `local` cluster; so is another that can be listed."""
+    session = Session(tmp_path / "sky")
+    other = tmp_path / "other"
+    other.joinpath("local").mkdir(parents=True)
+    for home in (session.home.root, other):
+        assert local_traces(session, home, session.user_hash) == (NONE,)
+
+
+def test_a_local_node_in_a_home_that_is_not_to_be_seen_may_be_there(tmp_path: Path) -> None:
+    """A home that is not there, or not mounted, or another account's, says nothing."""
+    session = Session(tmp_path / "sky")
+    assert local_traces(session, tmp_path / "missing", session.user_hash) == (UNKNOWN,)
+    assert local_traces(session, tmp_path / "missing", OTHERS) == (UNKNOWN,)
+
+
+def test_a_path_of_this_home_says_nothing_of_another_homes_node(tmp_path: Path) -> None:
+    """Two machines of one name and id have a home of the same path each: the owner's is known by its hash."""
+    session = Session(tmp_path / "sky")
+    assert session.user_hash != OTHERS
+    session.home.root.joinpath("local").mkdir()
+    assert local_traces(session, session.home.root, OTHERS) == (UNKNOWN,)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    theirs.joinpath("user_hash").write_text(f"{OTHERS}\n")
+    assert local_traces(session, theirs, OTHERS) == (NONE,)
