@@ -21,7 +21,7 @@ def check_cluster_name(name: str) -> str:
 
     Raises InvalidSpecError.
     """
-    if not isinstance(name, str) or len(name) > 63 or not _NAME.fullmatch(name):
+    if len(check_is_text(name)) > 63 or not _NAME.fullmatch(name):
         raise InvalidSpecError(
             f"{name!r} is not a cluster name",
             field="cluster_name",

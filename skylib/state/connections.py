@@ -44,6 +44,10 @@ _TURN_S = 0.002  # how often a write asks for its turn
 # How long a fork, or close(), waits for other threads to finish what they do with the store.
 _FORK_WAIT_S = 15.0
 _CLOSE_WAIT_S = 60.0
+_LOST_TABLES = (
+    "the file is not as skylib made it: restore it from a backup; or move it away, and client.discover() lists the "
+    "clusters that run, client.adopt(name) takes them up"
+)
 
 
 class Connections:
@@ -353,4 +357,5 @@ def _explained(error: sqlite3.Error, path: Path) -> StateError:
         return StateError(f"no room to write {path}: {words}", hint="free space on that file system")
     if "readonly" in words or "unable to open" in words:
         return StateError(f"cannot use {path}: {words}", hint=f"make {path.parent} writable for this account")
-    return StateError(f"{path} could not be used: {words}", evidence=type(error).__name__)
+    hint = _LOST_TABLES if "no such table" in words or "no such column" in words else None
+    return StateError(f"{path} could not be used: {words}", evidence=type(error).__name__, hint=hint)

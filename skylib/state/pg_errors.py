@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from skylib.errors import SkyError, StateError
+from skylib.errors import ConfigError, SkyError, StateError
 from skylib.state.pg_address import Address
 
 if TYPE_CHECKING:
@@ -30,11 +31,16 @@ _AWAY = frozenset({"25006", "25P03", "53300", "57P01", "57P02", "57P03", "57P05"
 _AWAY_CLASS = "08"
 _AGAIN = frozenset({"40001", "40P01"})
 _LOCK_TIMEOUT = "55P03"
+_LOST_TABLES = (
+    "a table of the state is not there: restore it from a backup; or begin with an empty state, where client.discover() "
+    "lists the clusters that run and client.adopt(name) takes them up"
+)
 _HINTS = {
     "28000": "see pg_hba.conf of the server, and the user of `db`",
     "28P01": "see the password of `db`, or PGPASSWORD and ~/.pgpass of this account",
     "3D000": "create the database, or name another one in `db`",
     "42501": "give the user of `db` the right to connect to that database, and to its schema skylib",
+    "42P01": _LOST_TABLES,
     "53100": "free space on the database server",
     "57014": "somebody ended the statement on the server (pg_cancel_backend): try again",
 }
@@ -50,11 +56,21 @@ _REFUSALS = (
     ("server does not support SSL", "28000"),
     ("certificate", "28000"),
 )
+# What libpq says before it asks any server: nothing gets better by waiting.
+_MISTAKES = re.compile(
+    r"invalid (?!response)\S+ value: |definition of service .* not found|service file .* not found|syntax error in service"
+    r"|invalid port number|invalid (integer )?value .* for connection option|could not match \d+ "
+    r"|invalid connection option|root certificate file .* does not exist|certificate .* does not exist"
+    r"|weak sslmode|may not be used with|requires? .*sslmode"
+)
 
 
 def judged(error: psycopg.Error, address: Address, *, broken: bool) -> Exception:
     """Away, Again, Busy or a SkyError, with the password masked. broken: the connection is of no use any more."""
     said = " ".join(address.masked(str(error)).split()) or type(error).__name__
+    if error.sqlstate is None and _MISTAKES.search(said):
+        hint = "see `db`, and the variables PG* of this process"
+        return ConfigError(f"{address.where} cannot be connected to as `db` says: {said}", key="db", hint=hint)
     state = error.sqlstate or _refusal(said)
     if state is None:
         if broken:

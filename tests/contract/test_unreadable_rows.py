@@ -146,3 +146,11 @@ def test_a_job_and_a_value_that_cannot_be_read_say_which(store: StateStore):
     for ask in (lambda: store.config_get("pools/a"), lambda: store.config_items("pools/")):
         with pytest.raises(StateError, match="row 'pools/a' of table config"):
             ask()
+
+
+def test_a_table_that_is_lost_has_a_hint(store: StateStore):
+    """It says how to come by the clusters again."""
+    cast(SqlStore, store)._backend.write(lambda connection: connection.execute("DROP TABLE jobs"))
+    with pytest.raises(StateError, match="jobs") as caught:
+        store.jobs("good")
+    assert "backup" in str(caught.value.hint) and "client.adopt(name)" in str(caught.value.hint)

@@ -142,7 +142,7 @@ def test_without_any_price_there_is_no_total(session: Session, clock: Clock) -> 
     assert _report(session).cost is None
 
 
-@pytest.mark.parametrize("days", [0, -1, math.nan, math.inf, "30", True])
+@pytest.mark.parametrize("days", [0, -1, math.nan, math.inf, 1e308, 10**400, -(10**400), "30", True])
 def test_days_are_a_time(session: Session, days: object) -> None:
     """Anything else is an InvalidSpecError that names the field."""
     with pytest.raises(InvalidSpecError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from concurrent.futures import CancelledError
 
@@ -211,3 +212,10 @@ def test_there_is_an_end_to_threads_and_what_did_not_begin_is_cancelled() -> Non
     finally:
         goes_on.set()
     assert most == 16
+
+
+@pytest.mark.parametrize("patience_s", [math.inf, 1e12, 1e300])
+def test_patience_may_be_without_end(patience_s: float) -> None:
+    """A wait that the system would refuse is done in parts."""
+    outcomes = fanout(lambda n: n, range(3), patience_s=patience_s)
+    assert [outcome.get() for outcome in outcomes] == [0, 1, 2]
