@@ -258,10 +258,12 @@ class ScriptedHost:
         return _done(json.dumps({"ended": ended, "survivors": [], "ports_closed": []}))
 
     def _release(self, call: Call) -> Completed:
-        cluster_id, mark, _, _, *paths = call.command.argv
+        cluster_id, mark, _, _, beside, *paths = call.command.argv
         if self._foreign(mark, cluster_id):
-            mixed = f'"{cluster_id}"' in "".join(self._text(f"{mark.rpartition('/')[0]}/agent.json"))
-            return _done(f"left {mark}: held by another cluster\n" if mixed else "")
+            if f'"{cluster_id}"' not in "".join(self._text(f"{mark.rpartition('/')[0]}/agent.json")):
+                return _done("")
+            if self._foreign(beside, cluster_id):
+                return _done(f"left {mark}: held by another cluster\n")
         gone = []
         for path in paths:
             if self._foreign(f"{path}/cluster.json", cluster_id):

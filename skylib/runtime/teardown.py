@@ -26,11 +26,12 @@ exec "$1" -S -E "$2" end --config "$3" --cluster-id "$4"
 """
 
 # $1 cluster id, $2 cluster.json, $3 where files mounted at absolute paths are, $4 a folder to remove when it is empty
-# ("" for none), then paths. Nothing is removed when another cluster holds the account by now: one whose id is read in
-# the mark or, where that has none, in agent.json; an agent.json of ours beside its mark is told. A mark that names
-# nobody goes with the rest.
+# ("" for none), $5 the temp dir's mark, then paths. Nothing is removed when another cluster holds the account by now: one
+# whose id is read in the mark or, where that has none, in agent.json; an agent.json of ours beside its mark is told. A
+# holder has the temp dir's mark, too: without it, beside an agent.json of ours, its mark goes with the rest, as does one
+# that names nobody.
 _REMOVE = """
-id="$1" mark="$2" mounts="$3" parent="$4"; shift 4
+id="$1" mark="$2" mounts="$3" parent="$4" beside="$5"; shift 5
 ours() { LC_ALL=C grep -q -s -F "\\"$id\\"" "$1"; }
 named() { LC_ALL=C sed -n 's/.*"cluster_id" *: *"\\([^"]\\{1,\\}\\)".*/\\1/p' "$1" 2>/dev/null | head -n 1; }
 foreign() {
@@ -44,8 +45,9 @@ foreign() {
   return 1
 }
 if [ -e "$mark" ] && foreign "$mark" "${mark%/*}/agent.json"; then
-  if ours "${mark%/*}/agent.json"; then echo "left $mark: held by another cluster, $other"; fi
-  exit 0
+  holder=$other
+  if ! ours "${mark%/*}/agent.json"; then exit 0; fi
+  if foreign "$beside"; then echo "left $mark: held by another cluster, $holder"; exit 0; fi
 fi
 remove() {
   rm -rf -- "$1" 2>/dev/null
@@ -107,7 +109,8 @@ def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str) -> 
     if node.rank == 0 or not local:
         paths.insert(0, layout.temp_dir)
     parent = layout.root.rpartition("/")[0] if local else ""
-    words = (cluster_id, layout.cluster_json, f"{layout.sky}/file_mounts", parent, *paths)
+    beside = f"{layout.temp_dir}/cluster.json"
+    words = (cluster_id, layout.cluster_json, f"{layout.sky}/file_mounts", parent, beside, *paths)
     try:
         done = transport.run(Command.sh(_REMOVE, *words), timeout_s=END_TIMEOUT_S).check()
     except SkyError as error:

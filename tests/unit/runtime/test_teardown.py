@@ -64,13 +64,24 @@ def test_a_damaged_mark_goes_with_the_rest(account: Account, text: str, with_age
 @pytest.mark.parametrize("indent", [None, 1])
 def test_ours_under_the_mark_of_another_cluster_is_left_and_told(account: Account, indent: int | None) -> None:
     """Nothing is removed, and the receipt is not clean: it names the mark and the cluster."""
-    account.mark.write_text(json.dumps({"cluster_id": ANOTHER}, indent=indent))
+    for mark in (account.mark, account.temp_mark):
+        mark.write_text(json.dumps({"cluster_id": ANOTHER}, indent=indent))
     receipt = account.release()
     assert not receipt.clean
     assert receipt.leftovers == (f"{account.mark}: held by another cluster, {ANOTHER}",)
     assert receipt.paths_removed == ()
     assert account.agent.exists()
     assert account.temp.exists()
+
+
+@pytest.mark.parametrize("with_temp", [True, False])
+def test_the_name_of_another_cluster_in_one_file_keeps_nothing(account: Account, with_temp: bool) -> None:
+    """Who holds an account has its temp dir, too: where the rest is ours, it is a file that somebody wrote over."""
+    account.mark.write_text(mark_of(ANOTHER))
+    if not with_temp:
+        account.temp_mark.unlink()
+    assert account.release().clean
+    assert account.is_taken_away()
 
 
 def test_a_damaged_mark_beside_the_agent_of_another_cluster_is_not_ours(account: Account) -> None:
