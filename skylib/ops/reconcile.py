@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from concurrent.futures import CancelledError
 
 import attrs
 
 from skylib.errors import AgentError, ClusterBusy, SkyError, TransportError
-from skylib.events import EventSink, span
+from skylib.events import Event, EventSink, Phase, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import Reconciled, Settled
 from skylib.ops.checks import named
@@ -30,6 +31,7 @@ __all__ = ["reconcile", "settle_clusters", "settle_left"]
 CLUSTERS_AT_ONCE = 16
 COMING_UP_S = 6.0  # what a bring-up that nobody watches any more gets to come to its end by itself
 REACH_S = 10.0
+AGAIN_S = 3.0
 FREED_S = 2.0  # within which a database hears that the holder of a lock is dead; a file's lock is free at once
 _LONGEST_OUTCOME = 300
 
@@ -165,7 +167,7 @@ def _settle(session: Session, intent: IntentRecord, sight: _Sight, events: Event
             done = Settled.NOTED
             decision, job_id = _with_job(session, intent, record, seen, decision)
         else:
-            done, problem = _act(session, intent, record, decision, events)
+            done, problem = _act_patiently(session, intent, record, decision, events)
             sight.is_old()
             if problem:
                 done, decision = Settled.KEPT, attrs.evolve(decision, why=problem)
@@ -188,6 +190,21 @@ def _told(intent: IntentRecord, record: ClusterRecord | None, done: Settled, dec
         status=record.status if record is not None else None,
         blocks=decision.blocks and done is Settled.KEPT,
     )
+
+
+def _act_patiently(
+    session: Session, intent: IntentRecord, record: ClusterRecord | None, decision: Decision, events: EventSink
+) -> tuple[Settled, str]:
+    """As `_act`, and once more when that did not do: what a dead client had begun on a node may go on for a while."""
+    try:
+        done, problem = _act(session, intent, record, decision, events)
+        if not problem:
+            return done, ""
+    except (AgentError, TransportError) as error:
+        problem = error.message
+    events(Event(step="reconcile.again", phase=Phase.NOTE, at=time.time(), facts={"reason": problem}))
+    time.sleep(AGAIN_S)
+    return _act(session, intent, record, decision, events)
 
 
 def _act(

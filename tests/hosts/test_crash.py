@@ -63,7 +63,7 @@ def _killed(lab: Lab, verb: str, step: str, phase: str) -> None:
 def _settled(lab: Lab) -> skylib.Reconciled:
     """What reconcile() does of the one thing that is left; a second time there is nothing to do."""
     (done,) = lab.client.reconcile()
-    assert lab.client.reconcile() == []
+    assert lab.client.reconcile() == [], done
     return done
 
 
