@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound, StateError
-from skylib.events import Event, discard
+from skylib.events import Event, Phase, discard
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 from skylib.models.job import JobStatus
 from skylib.models.node import HostAddress
@@ -160,6 +160,27 @@ def test_a_stop_that_was_begun_is_finished(session: Session, lab: ScriptedLab):
     assert (done.done, done.status) == (Settled.FINISHED, ClusterStatus.STOPPED)
     assert lab.hosts["h1"].processes == {}
     assert len(session.store.claims()) == 2
+
+
+def test_a_node_that_is_not_ready_to_be_cleaned_is_tried_once_more(tmp_path: Path, lab: ScriptedLab):
+    """What a dead client had begun on a node may go on for a while: one act that fails there is no end of it."""
+
+    def sink(event: Event) -> None:
+        if (event.step, event.phase) == ("teardown.end", Phase.STARTED) and not hindered:
+            hindered.append(True)
+            lab.hosts["h2"].cut()
+        if event.step == "reconcile.again":
+            lab.hosts["h2"].mend()
+
+    hindered = [True]
+    session = open_session(tmp_path / "sky", lab, sink)
+    launch_it(session)
+    leave(session, "down", session.require("c"), was="UP")
+    hindered.clear()
+    done = only(reconcile(session))
+    assert (done.done, done.status) == (Settled.FINISHED, None)
+    assert (session.store.claims(), session.store.open_intents()) == ({}, [])
+    session.close()
 
 
 def test_a_start_that_does_not_stand_is_ended_everywhere_and_stopped(session: Session, lab: ScriptedLab):
