@@ -91,8 +91,8 @@ class Grip(Protocol):
     def check(self) -> None:
         """Raises LockLost when the lock may have been somebody else's since it was taken."""
 
-    def release(self) -> None:
-        """Let go; called once. Raises LockLost as `check` does."""
+    def release(self, *, wait: bool = True) -> None:
+        """Let go; called once. Raises LockLost as `check` does; with `wait` False StateError when that takes waiting."""
 
     def abandon(self) -> None:
         """In a forked child: let go of the child's copies; the parent goes on holding what it holds."""
@@ -212,7 +212,7 @@ class Locks:
                     del self._held[scope]
         return mine.grip
 
-    def _release(self, scope: str) -> None:
+    def _release(self, scope: str, *, wait: bool = True) -> None:
         with self._mutex:
             held = self._held[scope]
             held.depth -= 1
@@ -220,11 +220,12 @@ class Locks:
                 return
             del self._held[scope]
         if held.grip is not None:
-            held.grip.release()
+            held.grip.release(wait=wait)
 
     def _release_after_error(self, scope: str) -> None:
+        """Without waiting for what the error may be about: a server that is away."""
         try:
-            self._release(scope)
+            self._release(scope, wait=False)
         except SkyError as error:
             _log.warning("after an error inside: %s", error)
 
@@ -318,7 +319,7 @@ class _FileGrip:
     def check(self) -> None:
         """It cannot be lost."""
 
-    def release(self) -> None:
+    def release(self, *, wait: bool = True) -> None:
         _unlock(self._file)
 
     def abandon(self) -> None:

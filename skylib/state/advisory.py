@@ -188,7 +188,7 @@ class _AdvisoryGrip:
             self._connections.pool.drop(self._link)
             self._link = self._take_again(problem)
 
-    def release(self) -> None:
+    def release(self, *, wait: bool = True) -> None:
         with self._mutex:
             sql = _RELEASE.format(schema=self._schema, key=self._fence.key, token=self._fence.token)
             try:
@@ -206,6 +206,8 @@ class _AdvisoryGrip:
                     self._end_in_pooler()
                 problem = "the server did not know of it"
             self._connections.pool.drop(self._link)
+            if not wait:
+                raise StateError(f"whether the lock on {self._fence.scope!r} lasted is not known", evidence=problem)
             self._look_back(self._lost or problem)
 
     def abandon(self) -> None:

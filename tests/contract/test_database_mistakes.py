@@ -18,7 +18,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("query", MISTAKES)
-def test_a_mistake_in_the_url_is_told_at_once(query: str):
+def test_a_mistake_in_the_url_is_told_at_once(query: str) -> None:
     """As ConfigError that names the option and hides the password; no try follows."""
     told: list[object] = []
     connections = PgConnections(f"postgresql://ann:hunter22@127.0.0.1:9/x?{query}", events=told.append)
@@ -29,7 +29,7 @@ def test_a_mistake_in_the_url_is_told_at_once(query: str):
     assert told == []
 
 
-def test_a_port_that_is_none_is_told_at_once():
+def test_a_port_that_is_none_is_told_at_once() -> None:
     """Wherever in the URL the mistake is."""
     with pytest.raises(ConfigError, match="port"):
         PgConnections("postgresql://127.0.0.1:99999/x").read(lambda each: each.rows("SELECT 1"))

@@ -16,6 +16,7 @@ from skylib.locks import Locks
 from skylib.models.cluster import ClusterStatus
 from skylib.paths import SkyHome
 from skylib.state.advisory import AdvisoryKeeper
+from skylib.state.pg_connections import PgConnections
 from skylib.state.postgres import PostgresStore
 from tests.pg_proxy import CuttingProxy, TransactionPooler
 from tests.postgres import Server, running_server
@@ -331,3 +332,22 @@ def test_the_same_lock_changes_hands_among_threads_that_are_cut(
     assert failures == []
     assert store.config_get("n") == len(made)
     store.close()
+
+
+def test_an_error_inside_is_not_kept_waiting_by_the_release(
+    proxy: CuttingProxy, through: str, open_locks: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is gone is waited for once: by what failed, not again to look back at the lock."""
+    tries: list[object] = []
+    locks = open_locks(through, bound_s=20)
+
+    def work() -> None:
+        with locks.hold("config", operation="config"):
+            monkeypatch.setattr(PgConnections, "trying", lambda *args, **options: tries.append(args))
+            proxy.close()
+            proxy.cut_all()
+            raise KeyError("what failed")
+
+    with pytest.raises(KeyError):
+        work()
+    assert tries == []

@@ -56,7 +56,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_name_is_text(client: skylib.Client, verb: str):
+def test_a_name_is_text(client: skylib.Client, verb: str) -> None:
     """Whatever else it is given, each verb says what is wrong with it."""
     for name in NO_NAMES:
         with pytest.raises(InvalidSpecError):
@@ -64,18 +64,18 @@ def test_a_name_is_text(client: skylib.Client, verb: str):
 
 
 @pytest.mark.parametrize("names", [5, b"x", [5], ["a", None], 1.5, ["a\0b"]])
-def test_names_are_texts(client: skylib.Client, names: object):
+def test_names_are_texts(client: skylib.Client, names: object) -> None:
     """One, several, or None: nothing else names clusters or hosts."""
     for verb in (client.status, client.reconcile, client.discover):
         with pytest.raises(InvalidSpecError) as caught:
-            verb(names)  # type: ignore[operator]
+            verb(names)  # type: ignore[arg-type]
         assert caught.value.field in ("names", "hosts")
     with pytest.raises(InvalidSpecError, match="hosts"):
         client.adopt("a", hosts=names)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 0.0, math.nan, -math.inf, None, "x", True, [], -(10**400)])
-def test_a_status_has_some_time(session: Session, timeout_s: object):
+def test_a_status_has_some_time(session: Session, timeout_s: object) -> None:
     """Without any nobody could answer: that says nothing of the clusters, and nothing is written."""
     for refresh in (False, True):
         with pytest.raises(InvalidSpecError) as caught:
@@ -85,14 +85,14 @@ def test_a_status_has_some_time(session: Session, timeout_s: object):
 
 
 @pytest.mark.parametrize("timeout_s", [math.inf, 1e12, 1e308, 10**400], ids=["inf", "1e12", "1e308", "huge"])
-def test_a_status_may_take_as_long_as_it_takes(session: Session, timeout_s: float):
+def test_a_status_may_take_as_long_as_it_takes(session: Session, timeout_s: float) -> None:
     """It ends when all have answered."""
     session.store.begin_intent("launch", "b", {"cluster_id": "new", "new": True})  # there is something to settle, too
     (found,) = status.status(session, refresh_first=True, timeout_s=timeout_s)
     assert found.status is ClusterStatus.UP
 
 
-def test_reconcile_knows_the_clusters_that_there_are(session: Session):
+def test_reconcile_knows_the_clusters_that_there_are(session: Session) -> None:
     """A name of none is not found, as in status; what is left of one that is gone is a name, too."""
     assert reconcile.reconcile(session, "a") == []
     with pytest.raises(ClusterNotFound) as caught:
