@@ -13,12 +13,12 @@ def test_the_process_keeps_its_collection_of_cycles() -> None:
     """It is its owner's: a child forked meanwhile would be without for ever."""
     seen: list[bool] = []
 
-    class Rows(list[tuple[int, str]]):
-        def __iter__(self) -> Iterator[tuple[int, str]]:
+    class Rows(list[tuple[str, int, str]]):
+        def __iter__(self) -> Iterator[tuple[str, int, str]]:
             for row in super().__iter__():
                 seen.append(gc.isenabled())
                 yield row
 
     record = cluster_record("a")
-    assert ClusterDecoder().all(Rows([(CLUSTER_SCHEMA, cluster_document(record))])) == [record]
+    assert ClusterDecoder().all(Rows([("a", CLUSTER_SCHEMA, cluster_document(record))])) == [record]
     assert seen == [True]
