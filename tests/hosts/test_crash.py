@@ -67,8 +67,14 @@ def _settled(lab: Lab) -> skylib.Reconciled:
     return done
 
 
+def _on_demand(step: str, phase: str) -> object:
+    """A point that the kill sweep draws from as well: left out of the suite, run by `-m slow`."""
+    return pytest.param(step, phase, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    ("step", "phase"), [("runtime.files", "started"), ("runtime.ready", "started"), ("runtime.start", "finished")]
+    ("step", "phase"),
+    [_on_demand("runtime.files", "started"), ("runtime.ready", "started"), _on_demand("runtime.start", "finished")],
 )
 def test_a_killed_launch_is_undone_or_finished_by_the_next(lab: Lab, step: str, phase: str):
     """kill -9 of the client at a step of the launch: the same launch again comes up, and down leaves nothing."""
@@ -117,7 +123,8 @@ def _lasting(record: skylib.ClusterRecord) -> skylib.ClusterRecord:
 
 
 @pytest.mark.parametrize(
-    ("step", "phase"), [("provision.survey", "finished"), ("runtime.files", "started"), ("runtime.ready", "started")]
+    ("step", "phase"),
+    [("provision.survey", "finished"), _on_demand("runtime.files", "started"), ("runtime.ready", "started")],
 )
 def test_a_killed_launch_is_settled_without_another_launch(lab: Lab, step: str, phase: str):
     """reconcile() alone finishes what stands and undoes the rest; after a down nothing is left of it."""
@@ -138,7 +145,10 @@ def cluster(lab: Lab) -> Lab:
     return lab
 
 
-@pytest.mark.parametrize(("step", "phase"), [("teardown.end", "started"), ("teardown.end", "finished"), ("store", "settle")])
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [_on_demand("teardown.end", "started"), ("teardown.end", "finished"), _on_demand("store", "settle")],
+)
 def test_a_killed_stop_is_finished(cluster: Lab, step: str, phase: str):
     """Every process ends, the cluster is STOPPED, and it can be started again."""
     _killed(cluster, "stop", step, phase)
@@ -151,7 +161,8 @@ def test_a_killed_stop_is_finished(cluster: Lab, step: str, phase: str):
 
 
 @pytest.mark.parametrize(
-    ("step", "phase"), [("runtime.files", "started"), ("runtime.ready", "started"), ("runtime.start", "finished")]
+    ("step", "phase"),
+    [_on_demand("runtime.files", "started"), ("runtime.ready", "started"), _on_demand("runtime.start", "finished")],
 )
 def test_a_killed_start_is_up_or_stopped(cluster: Lab, step: str, phase: str):
     """What stands is UP; else everything is ended, and the next start brings it up."""
@@ -171,8 +182,8 @@ def test_a_killed_start_is_up_or_stopped(cluster: Lab, step: str, phase: str):
     ("step", "phase"),
     [
         ("teardown.end", "finished"),
-        ("teardown.release", "started"),
-        ("teardown.release", "finished"),
+        _on_demand("teardown.release", "started"),
+        _on_demand("teardown.release", "finished"),
         ("store", "remove_cluster"),
     ],
 )
