@@ -1,6 +1,6 @@
 """Makes what the tests need, checks the package with ruff and mypy, and runs the tests: `python3 tests/run.py`.
 
-Arguments go to pytest. The environment is .venv-test in the checkout, made anew when setup.cfg or Python change. As
+The tests on SSH hosts run beside all others, in a pytest of their own; arguments go to a single one. The environment is .venv-test in the checkout, made anew when setup.cfg or Python change. As
 root, the Debian packages whose commands are missing are installed; else the tests that need them are skipped and named.
 Standard library only, Python 3.10 or newer.
 """
@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -53,8 +54,28 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"{' '.join(map(str, exc.cmd))} exited {exc.returncode}")
         return 2
     checks = [_check("ruff", "check", "."), _check("mypy")]
-    tests = _check("pytest", *arguments)
+    tests = _check("pytest", *arguments) if arguments else _both_halves()
     return tests or max(checks)
+
+
+def _both_halves() -> int:
+    """All tests: hosts wait for networks and for Ray most of the time, which leaves a processor to the rest."""
+    command = [str(_PYTHON), "-m", "pytest", "--ignore=tests/hosts"]
+    with tempfile.TemporaryFile() as output:
+        rest = subprocess.Popen(command, cwd=_CHECKOUT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            hosts = _check("pytest", "tests/hosts")
+            code = rest.wait()
+        finally:
+            if rest.poll() is None:
+                rest.terminate()
+                rest.wait()
+            output.seek(0)
+            _say(" ".join(command[1:]))
+            sys.stdout.flush()
+            shutil.copyfileobj(output, sys.stdout.buffer)
+            sys.stdout.flush()
+    return hosts or code
 
 
 def _check(*argv: str) -> int:

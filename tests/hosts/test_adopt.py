@@ -165,7 +165,10 @@ def test_a_stopped_cluster_is_adopted_as_such(lab: Lab, other: Lab):
     other.assert_nothing_left()
 
 
-@pytest.mark.parametrize(("step", "phase"), [("runtime.files", "finished"), ("runtime.ready", "started")])
+@pytest.mark.parametrize(
+    ("step", "phase"),
+    [pytest.param("runtime.files", "finished", marks=pytest.mark.slow), ("runtime.ready", "started")],
+)
 def test_a_launch_that_died_half_way_is_adopted_and_taken_down(lab: Lab, other: Lab, step: str, phase: str):
     """Files, or Ray beginning, are all there is: another home finds them by the marks and leaves nothing."""
     died = die(lab, step, phase)
@@ -272,7 +275,12 @@ def test_looking_changes_nothing_and_rubbish_is_a_problem(lab: Lab, other: Lab):
 
 
 @pytest.mark.parametrize(
-    ("step", "phase"), [("adopt.claim", "started"), ("adopt.claim", "finished"), ("adopt.marks", "started")]
+    ("step", "phase"),
+    [
+        pytest.param("adopt.claim", "started", marks=pytest.mark.slow),
+        ("adopt.claim", "finished"),
+        pytest.param("adopt.marks", "started", marks=pytest.mark.slow),
+    ],
 )
 def test_an_adoption_that_died_is_done_again(lab: Lab, other: Lab, step: str, phase: str):
     """kill -9 of the adopter: the same call again has the whole cluster, its hosts held, its jobs known."""
@@ -289,7 +297,14 @@ def test_an_adoption_that_died_is_done_again(lab: Lab, other: Lab, step: str, ph
     other.assert_nothing_left()
 
 
-@pytest.mark.parametrize("step", ["adopt.files", "adopt.jobs", "adopt.marks"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("adopt.files", marks=pytest.mark.slow),
+        pytest.param("adopt.jobs", marks=pytest.mark.slow),
+        "adopt.marks",
+    ],
+)
 def test_an_adoption_that_died_is_forgotten_by_whoever_comes_first(lab: Lab, other: Lab, step: str):
     """reconcile() says so, touches no node, and the cluster is adopted as if nobody had tried."""
     lab.client.launch(lab.task("true", num_nodes=2), "c").wait(timeout_s=60)
