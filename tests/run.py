@@ -1,7 +1,8 @@
 """Makes what the tests need, checks the package with ruff and mypy, and runs the tests: `python3 tests/run.py`.
 
-The tests on SSH hosts run beside all others, in a pytest of their own; arguments go to a single one. The environment is .venv-test in the checkout, made anew when setup.cfg or Python change. As
-root, the Debian packages whose commands are missing are installed; else the tests that need them are skipped and named.
+The tests on SSH hosts run beside all others, in a pytest of their own; arguments go to a single one. The environment is
+.venv-test in the checkout, made anew when setup.cfg or Python change. As root, the Debian packages whose commands are
+missing are installed; else the tests that need them are skipped and named.
 Standard library only, Python 3.10 or newer.
 """
 
