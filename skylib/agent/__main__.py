@@ -12,7 +12,7 @@ _USAGE = (
     "usage: daemon --config FILE [--asleep] | bridge --socket PATH | "
     "end --config FILE [--cluster-id ID] [--grace-s SECONDS]\n"
 )
-_MODULES = {"daemon": "daemon", "bridge": "bridge", "end": "ending", "ranks": "ranks"}
+_MODULES = {"daemon": "serve", "bridge": "bridge", "end": "ending", "ranks": "ranks"}
 
 
 def _options(words: List[str]) -> Dict[str, str]:

@@ -1,31 +1,28 @@
-"""The agent as a process: one for each node, found by its socket, kept single by a lock on a file."""
+"""One node's agent at work: its verbs, the nodes that come and go, idleness, and the end of the cluster."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
-import signal
-import sys
 import time
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional
 
 from .autostop import Autostop, parse_autostop, stop_due_in
-from .config import AgentConfig, load_config
+from .config import AgentConfig
 from .db import JobsDb
 from .ending import end_cluster
 from .engine import Engine
-from .link import RankError, Ranks, RayLink
+from .link import RankError, Ranks
 from .mark import MarkKeeper
-from .processes import ancestors, is_alive, own, read
-from .protocol import PROTOCOL, TOKEN_VARIABLE
+from .processes import ancestors, own
+from .protocol import PROTOCOL
 from .server import Server, Verb
 from .supervisor import write_file
 from .verbs import HeadVerbs, Keeper, only_reading, worker_verbs
 
-__all__ = ["Daemon", "main"]
+__all__ = ["Daemon"]
 
 _log = logging.getLogger(__name__)
 _NODE_LOST_S = 12.0
@@ -33,7 +30,6 @@ _TICK_S = 1.0
 _START_GRACE_S = 900.0
 _GRACE_S = 3.0
 _GONE_S = 6.0
-_START_S = 20.0
 _ASLEEP_S = 300.0
 _ACTIVE_KEY = "last_event"
 _AUTOSTOP_KEY = "autostop"
@@ -254,141 +250,3 @@ class Daemon(Keeper):
 
     def leave(self) -> None:
         self._leaving.set()
-
-
-# --- becoming a daemon
-
-
-def _lock(config: AgentConfig) -> Tuple[int, Optional[Dict[str, Any]]]:
-    """(handle, None) with the lock held, or (-1, who holds it)."""
-    handle = os.open(os.path.join(config.sky, "agent.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle, None
-    except OSError:
-        text = os.pread(handle, 4096, 0).decode()
-        os.close(handle)
-        return -1, json.loads(text) if text else {}
-
-
-def _standing(holder: Mapping[str, Any], config: AgentConfig, *, asleep: bool) -> Tuple[bool, bool]:
-    """(it serves as well as we would, it makes room for us) of the agent that holds the lock.
-
-    An agent of another bundle or cluster makes room, as does one that is asleep for one that is not; never the reverse.
-    """
-    ours = holder.get("cluster_id") == config.cluster_id
-    same = ours and holder.get("bundle") == config.bundle
-    if holder.get("asleep"):
-        return same and asleep, not (same and asleep)
-    return (ours if asleep else same), not asleep and not same
-
-
-def _take_over(config: AgentConfig, *, asleep: bool) -> int:
-    """The lock's handle; -1 when an agent that will do runs already."""
-    until = time.monotonic() + _START_S
-    asked: Set[int] = set()
-    while True:
-        handle, holder = _lock(config)
-        if holder is None:
-            return handle
-        serves, makes_room = _standing(holder, config, asleep=asleep)
-        pid, start = int(holder.get("pid") or 0), int(holder.get("start") or 0)
-        alive = pid > 0 and is_alive(pid, start)  # else a new one has not written itself down yet
-        if serves and holder.get("listens") and alive:
-            return -1
-        if makes_room and alive and pid not in asked:
-            asked.add(pid)
-            os.kill(pid, signal.SIGTERM)
-        if time.monotonic() > until:
-            raise TimeoutError(f"another agent holds {config.sky}/agent.lock: {holder}")
-        time.sleep(0.02)
-
-
-def _write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool) -> None:
-    me = read(os.getpid())
-    holder = {
-        "pid": os.getpid(),
-        "start": me.start if me else 0,
-        "bundle": config.bundle,
-        "cluster_id": config.cluster_id,
-        "listens": listens,
-        "asleep": asleep,
-    }
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(holder).encode(), 0)
-
-
-def _detach(config: AgentConfig, report: int) -> None:
-    """A session of its own, nobody's child, stdio to the log; `report` stays open."""
-    os.setsid()
-    if os.fork():
-        os._exit(0)
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(null)
-    os.close(log)
-
-
-def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    try:
-        lock = _take_over(config, asleep=asleep)
-        if lock < 0:
-            os.write(report, b"already")
-            return 0
-        _write_holder(lock, config, listens=False, asleep=asleep)
-
-        def ready() -> None:
-            _write_holder(lock, config, listens=True, asleep=asleep)
-            os.write(report, b"ready")
-            os.close(report)
-
-        async def run() -> None:
-            daemon = Daemon(config, Ranks() if asleep else RayLink(config), asleep=asleep)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_event_loop().add_signal_handler(number, daemon.leave)
-            await daemon.run(ready)
-
-        asyncio.run(run())
-        return 0
-    except BaseException as exc:
-        _log.exception("the agent failed")
-        try:
-            os.write(report, f"failed: {exc!r}".encode())
-        except OSError:
-            pass
-        return 1
-
-
-def main(config_path: str, *, asleep: bool = False) -> int:
-    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise.
-
-    asleep: one that only reads; see protocol.py.
-    """
-    config = load_config(config_path)
-    if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
-        environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environ)
-    os.makedirs(config.sky, mode=0o700, exist_ok=True)
-    answer, report = os.pipe()
-    first = os.fork()
-    if first == 0:
-        os.close(answer)
-        _detach(config, report)
-        os._exit(_serve(config, report, asleep=asleep))
-    os.close(report)
-    os.waitpid(first, 0)
-    said = b""
-    while True:
-        data = os.read(answer, 4096)
-        said += data
-        if not data or said in (b"ready", b"already"):
-            break
-    if said in (b"ready", b"already"):
-        return 0
-    sys.stderr.write(f"the agent did not start ({said.decode() or 'it said nothing'}); see {config.log_file}\n")
-    return 1

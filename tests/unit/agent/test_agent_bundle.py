@@ -48,7 +48,7 @@ def test_it_holds_the_agent_and_nothing_else() -> None:
         for name in names:
             ast.parse(archive.read(name), name, feature_version=(3, 8))
     assert names == sorted(names)
-    assert "skylib_agent/daemon.py" in names
+    assert "skylib_agent/serve.py" in names
     assert all(name == "__main__.py" or name.startswith("skylib_agent/") for name in names)
 
 

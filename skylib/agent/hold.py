@@ -1,0 +1,77 @@
+"""One agent a node: the lock on a file that says who it is, and how one agent takes another's place."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import time
+from typing import Any, Dict, Mapping, Optional, Set, Tuple
+
+from .config import AgentConfig
+from .processes import is_alive, read
+
+__all__ = ["take_over", "write_holder"]
+
+_START_S = 20.0
+
+
+def _lock(config: AgentConfig) -> Tuple[int, Optional[Dict[str, Any]]]:
+    """(handle, None) with the lock held, or (-1, who holds it)."""
+    handle = os.open(os.path.join(config.sky, "agent.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle, None
+    except OSError:
+        text = os.pread(handle, 4096, 0).decode()
+        os.close(handle)
+        return -1, json.loads(text) if text else {}
+
+
+def _standing(holder: Mapping[str, Any], config: AgentConfig, *, asleep: bool) -> Tuple[bool, bool]:
+    """(it serves as well as we would, it makes room for us) of the agent that holds the lock.
+
+    An agent of another bundle or cluster makes room, as does one that is asleep for one that is not; never the reverse.
+    """
+    ours = holder.get("cluster_id") == config.cluster_id
+    same = ours and holder.get("bundle") == config.bundle
+    if holder.get("asleep"):
+        return same and asleep, not (same and asleep)
+    return (ours if asleep else same), not asleep and not same
+
+
+def take_over(config: AgentConfig, *, asleep: bool) -> int:
+    """The lock's handle; -1 when an agent that will do runs already."""
+    until = time.monotonic() + _START_S
+    asked: Set[int] = set()
+    while True:
+        handle, holder = _lock(config)
+        if holder is None:
+            return handle
+        serves, makes_room = _standing(holder, config, asleep=asleep)
+        pid, start = int(holder.get("pid") or 0), int(holder.get("start") or 0)
+        alive = pid > 0 and is_alive(pid, start)  # else a new one has not written itself down yet
+        if serves and holder.get("listens") and alive:
+            return -1
+        if makes_room and alive and pid not in asked:
+            asked.add(pid)
+            os.kill(pid, signal.SIGTERM)
+        if time.monotonic() > until:
+            raise TimeoutError(f"another agent holds {config.sky}/agent.lock: {holder}")
+        time.sleep(0.02)
+
+
+def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool) -> None:
+    """Who holds the lock, for those that come later. listens: its socket accepts."""
+    me = read(os.getpid())
+    holder = {
+        "pid": os.getpid(),
+        "start": me.start if me else 0,
+        "bundle": config.bundle,
+        "cluster_id": config.cluster_id,
+        "listens": listens,
+        "asleep": asleep,
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(holder).encode(), 0)

@@ -1,0 +1,95 @@
+"""Becoming the agent's process: detached from whoever started it, the only one of its node, until it is told to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from .config import AgentConfig, load_config
+from .daemon import Daemon
+from .hold import take_over, write_holder
+from .link import Ranks, RayLink
+from .protocol import TOKEN_VARIABLE
+
+__all__ = ["main"]
+
+_log = logging.getLogger(__name__)
+
+
+def _detach(config: AgentConfig, report: int) -> None:
+    """A session of its own, nobody's child, stdio to the log; `report` stays open."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(null)
+    os.close(log)
+
+
+def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        lock = take_over(config, asleep=asleep)
+        if lock < 0:
+            os.write(report, b"already")
+            return 0
+        write_holder(lock, config, listens=False, asleep=asleep)
+
+        def ready() -> None:
+            write_holder(lock, config, listens=True, asleep=asleep)
+            os.write(report, b"ready")
+            os.close(report)
+
+        async def run() -> None:
+            daemon = Daemon(config, Ranks() if asleep else RayLink(config), asleep=asleep)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_event_loop().add_signal_handler(number, daemon.leave)
+            await daemon.run(ready)
+
+        asyncio.run(run())
+        return 0
+    except BaseException as exc:
+        _log.exception("the agent failed")
+        try:
+            os.write(report, f"failed: {exc!r}".encode())
+        except OSError:
+            pass
+        return 1
+
+
+def main(config_path: str, *, asleep: bool = False) -> int:
+    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise.
+
+    asleep: one that only reads; see protocol.py.
+    """
+    config = load_config(config_path)
+    if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
+        environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environ)
+    os.makedirs(config.sky, mode=0o700, exist_ok=True)
+    answer, report = os.pipe()
+    first = os.fork()
+    if first == 0:
+        os.close(answer)
+        _detach(config, report)
+        os._exit(_serve(config, report, asleep=asleep))
+    os.close(report)
+    os.waitpid(first, 0)
+    said = b""
+    while True:
+        data = os.read(answer, 4096)
+        said += data
+        if not data or said in (b"ready", b"already"):
+            break
+    if said in (b"ready", b"already"):
+        return 0
+    sys.stderr.write(f"the agent did not start ({said.decode() or 'it said nothing'}); see {config.log_file}\n")
+    return 1
