@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
-from skylib import __version__
 from skylib.config.database import find_database, given_settings, place_of
 from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
@@ -31,7 +30,7 @@ from skylib.providers.base import ProviderContext
 from skylib.providers.pool_file import Pool, read_pools
 from skylib.providers.registry import Registry
 from skylib.providers.shared_pools import SharedPools
-from skylib.runtime.agent_client import AgentClient, bridge_command
+from skylib.runtime.agent_client import AgentClient
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.teardown import layout_of
@@ -204,27 +203,11 @@ class Session:
     def new_agent(self, cluster: str, cluster_id: str, transport: Transport, python: str, layout: NodeLayout) -> AgentClient:
         """The channel to the agent of this life of the cluster; the same one every time."""
         timeout_s = self.config.agent.call_timeout_s
-        with self._parts.lock:
-            known = self._parts.agents.get((cluster_id, timeout_s))
-            if known is None:
-                known = AgentClient(
-                    transport,
-                    bridge_command(python, layout),
-                    cluster=cluster,
-                    cluster_id=cluster_id,
-                    version=__version__,
-                    call_timeout_s=timeout_s,
-                )
-                self._parts.agents[cluster_id, timeout_s] = known
-            return known
+        return self._parts.agents.get(cluster, cluster_id, transport, python, layout, timeout_s=timeout_s)
 
     def forget_agent(self, cluster_id: str) -> None:
         """Close the channels to an agent that is gone or about to go."""
-        with self._parts.lock:
-            keys = [key for key in self._parts.agents if key[0] == cluster_id]
-            agents = [self._parts.agents.pop(key) for key in keys]
-        for agent in agents:
-            agent.close()
+        self._parts.agents.close(cluster_id)
 
     def environment(self, events: EventSink) -> Callable[[Transport, NodeFacts, NodeLayout], Environment]:
         """What makes or finds the private environment of one machine."""
@@ -327,11 +310,8 @@ class Session:
     def close(self) -> None:
         """Close channels, connections and the store; each opens again when it is used."""
         with self._parts.lock:
-            agents = list(self._parts.agents.values())
-            self._parts.agents.clear()
             transports, store, locks = (self._parts.made.get(name) for name in ("transports", "store", "locks"))
-        for agent in agents:
-            agent.close()
+        self._parts.agents.close()
         if isinstance(transports, Transports):
             transports.close()
         if store is not None:
