@@ -6,7 +6,14 @@ import json
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-__all__ = ["AgentConfig", "NodeConfig", "load_config"]
+__all__ = ["AgentConfig", "NodeConfig", "RayStart", "load_config"]
+
+
+class RayStart(NamedTuple):
+    """The whole command that starts this node's Ray, as bring-up runs it. env: added to the environment."""
+
+    argv: Tuple[str, ...]
+    env: Dict[str, str]
 
 
 class NodeConfig(NamedTuple):
@@ -28,7 +35,11 @@ class NodeConfig(NamedTuple):
 
 
 class AgentConfig(NamedTuple):
-    """path: the file that this was read from. autostop: {"idle_minutes", "down"} or None."""
+    """path: the file that this was read from. autostop: {"idle_minutes", "down"} or None.
+
+    ray_start: None where the agent is not to keep Ray. node_lost_s: for how long Ray may be without a node before its
+    ranks are lost; None for what presence.py thinks right.
+    """
 
     path: str
     cluster: str
@@ -47,6 +58,8 @@ class AgentConfig(NamedTuple):
     bundle: str
     nodes: Tuple[NodeConfig, ...]
     autostop: Optional[Dict[str, Any]]
+    ray_start: Optional[RayStart] = None
+    node_lost_s: Optional[float] = None
 
     @property
     def sky(self) -> str:
@@ -96,6 +109,13 @@ def _node(data: Mapping[str, Any]) -> NodeConfig:
     )
 
 
+def _ray_start(data: Optional[Mapping[str, Any]]) -> Optional[RayStart]:
+    if not data:
+        return None
+    env = {str(name): str(value) for name, value in (data.get("env") or {}).items()}
+    return RayStart(tuple(str(word) for word in data["argv"]), env)
+
+
 def load_config(path: str) -> AgentConfig:
     """Raises OSError when the file cannot be read, ValueError or KeyError when it is not a configuration."""
     with open(path, "rb") as file:
@@ -121,4 +141,6 @@ def load_config(path: str) -> AgentConfig:
         bundle=str(data.get("bundle") or ""),
         nodes=nodes,
         autostop=data.get("autostop"),
+        ray_start=_ray_start(data.get("ray_start")),
+        node_lost_s=float(data["node_lost_s"]) if data.get("node_lost_s") else None,
     )

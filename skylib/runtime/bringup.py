@@ -247,6 +247,7 @@ def _deliver_files(
             user=site.user,
             bundle_sha256=bundle.sha256,
             autostop=site.autostop,
+            ray_start=_ray_command(site, nodes, member, ports),
         )
         mark = cluster_mark(
             node,

@@ -150,8 +150,9 @@ def agent_config(
     user: str,
     bundle_sha256: str,
     autostop: AutostopRecord | None,
+    ray_start: Command | None = None,
 ) -> dict[str, object]:
-    """The content of agent.json."""
+    """The content of agent.json. ray_start: what starts this node's Ray, for its agent to repeat; None: never."""
     return {
         "protocol": PROTOCOL,
         "cluster": cluster,
@@ -182,6 +183,7 @@ def agent_config(
             for each in nodes
         ],
         "autostop": attrs.asdict(autostop) if autostop else None,
+        "ray_start": {"argv": list(ray_start.words()), "env": dict(ray_start.env)} if ray_start else None,
     }
 
 
