@@ -90,6 +90,7 @@ def restore_files(transport: Transport, node: NodeRecord, record: ClusterRecord,
         user=user,
         bundle_sha256=bundle.sha256,
         autostop=record.autostop,
+        ray_start=None,
     )
     mark = cluster_mark(
         plans[node.rank],
