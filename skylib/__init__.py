@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skylib.models.cluster import ClusterRecord, ClusterStatus
     from skylib.models.cost import ClusterCost
     from skylib.models.discovered import Discovered
-    from skylib.models.job import JobRecord, JobStatus, LogLine
+    from skylib.models.job import FirstCause, JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
     from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled
     from skylib.models.resources import Resources
@@ -40,6 +40,7 @@ _HOMES = {
     "CostReport": "skylib.results",
     "Discovered": "skylib.models.discovered",
     "DownReceipt": "skylib.models.receipts",
+    "FirstCause": "skylib.models.job",
     "InfraStatus": "skylib.models.receipts",
     "Job": "skylib.handles",
     "JobRecord": "skylib.models.job",
@@ -62,6 +63,7 @@ __all__ = [
     "CostReport",
     "Discovered",
     "DownReceipt",
+    "FirstCause",
     "InfraStatus",
     "Job",
     "JobRecord",

@@ -246,13 +246,17 @@ class AgentReplyError(AgentError):
 
 
 class JobFailed(SkyError):
-    """A job that was waited for did not succeed. Facts: cluster, job_id, status, exit_codes (by rank), cause, log_path."""
+    """A job that was waited for did not succeed. Facts: cluster, job_id, status, exit_codes (by rank), cause, log_path.
+
+    first_cause: skylib.FirstCause, the rank that failed first, None when the job did not fail by a rank.
+    """
 
     cluster: str | None = None
     job_id: int | None = None
     status: Any = None
     exit_codes: tuple[int | None, ...] = ()
     cause: str = ""
+    first_cause: Any = None
     log_path: str = ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
-from skylib.models.job import JobRecord, JobStatus
+from skylib.models.job import FirstCause, JobRecord, JobStatus
 from skylib.models.node import Gpu, HostAddress
 
 __all__ = ["cluster_record", "cluster_records", "job_record", "job_records", "json_values", "node_record", "node_records"]
@@ -129,4 +129,16 @@ job_records = st.builds(
     key=_text,
     log_dir=_text,
     resources=_text,
+    signals=st.lists(st.none() | st.integers(1, 64), max_size=4).map(tuple),
+    first_cause=st.none()
+    | st.builds(
+        FirstCause,
+        rank=st.none() | st.integers(0, 100),
+        node=_text,
+        exit_code=st.none() | st.integers(0, 255),
+        signal=st.none() | st.integers(1, 64),
+        reason=st.sampled_from(["exit", "signal", "oom", "disk_full", "not_started", "lost", "timeout"]),
+        last_lines=st.lists(_text, max_size=3).map(tuple),
+    ),
+    attempt=st.integers(0, 10),
 )

@@ -138,6 +138,9 @@ class ScriptedAgent:
             "key": spec["key"],
             "task_id": f"t{number}",
             "log_dir": f"{self._host.layout.job_logs}/{number}",
+            "signals": [],
+            "first_cause": None,
+            "attempt": 0,
         }
         self._host.files[f"{job['log_dir']}/run.log"] = _LINE.encode()
         self._keep({**kept, "jobs": [*kept["jobs"], job]})

@@ -28,6 +28,7 @@ _MIGRATIONS: Tuple[Tuple[str, ...], ...] = (
             BEGIN SELECT RAISE(IGNORE); END""",
         "CREATE TABLE config (key TEXT PRIMARY KEY, value TEXT)",
     ),
+    ("ALTER TABLE jobs ADD COLUMN details TEXT",),  # JSON: see job.format_details
 )
 _INSERTED = (
     "job_name",
@@ -41,7 +42,10 @@ _INSERTED = (
     "spec",
 )
 _CHANGEABLE = frozenset(
-    {"status", "start_at", "end_at", "pid", "log_dir", "exit_codes", "task_id", "cause", "placement", "phase", "launched"}
+    {
+        *("status", "start_at", "end_at", "pid", "log_dir", "exit_codes", "task_id", "cause", "placement", "phase"),
+        *("launched", "details"),
+    }
 )
 
 
@@ -135,7 +139,7 @@ class JobsDb:
         with self._lock:
             cursor = self._connection.execute(
                 "SELECT job_id, job_name, username, submitted_at, status, run_timestamp, start_at, end_at, resources, "
-                "log_dir, exit_codes, num_nodes, task_id, job_key, cause, placement, phase, launched "
+                "log_dir, exit_codes, num_nodes, task_id, job_key, cause, placement, phase, launched, details "
                 "FROM jobs ORDER BY job_id"
             )
             return [dict(row) for row in cursor.fetchall()]

@@ -11,12 +11,12 @@ import logging
 import os
 import sqlite3
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from .collector import Collector
 from .config import AgentConfig
 from .db import JobsDb
-from .job import Job, demand_of, describe_demand, format_codes, log_dir_name, task_id_of, time_stamp
+from .job import Job, demand_of, describe_demand, format_codes, format_details, log_dir_name, task_id_of, time_stamp
 from .link import Ranks
 from .protocol import TERMINAL
 from .runner import Runner
@@ -38,7 +38,15 @@ class Refused(Exception):
         self.facts = facts
 
 
-End = Tuple[Job, str, str, Sequence[Optional[int]]]  # job, status, cause, exit codes
+class End(NamedTuple):
+    """How a job ended. codes, signals: by rank. first_cause: the protocol's, None when no rank is to blame."""
+
+    job: Job
+    status: str
+    cause: str
+    codes: Sequence[Optional[int]] = ()
+    signals: Sequence[Optional[int]] = ()
+    first_cause: Optional[Mapping[str, Any]] = None
 
 
 class Engine:
@@ -188,7 +196,7 @@ class Engine:
             running = [job for job in self.jobs.values() if job.status in ("SETTING_UP", "RUNNING")]
             chosen = running[-1:]
         queued = [job for job in chosen if job.job_id in self._queue]
-        self._write_ends([(job, "CANCELLED", "cancelled while it waited", []) for job in queued])
+        self._write_ends([End(job, "CANCELLED", "cancelled while it waited") for job in queued])
         for job in queued:
             del self._queue[job.job_id]
         running_now = [job for job in chosen if job.job_id in self._runners]
@@ -252,9 +260,17 @@ class Engine:
         self.db.update([(job.job_id, columns)])
         self.tell(job.job_id)
 
-    def finish(self, job: Job, status: str, cause: str, codes: Sequence[Optional[int]]) -> None:
+    def finish(
+        self,
+        job: Job,
+        status: str,
+        cause: str,
+        codes: Sequence[Optional[int]],
+        signals: Sequence[Optional[int]] = (),
+        first_cause: Optional[Mapping[str, Any]] = None,
+    ) -> None:
         """The end of a job. When it cannot be written down now (a full disk), it is told later, once it is written down."""
-        self._unwritten.append((job, status, cause, list(codes)))
+        self._unwritten.append(End(job, status, cause, list(codes), list(signals), first_cause))
         self._write_unwritten()
 
     def _write_unwritten(self) -> None:
@@ -273,17 +289,25 @@ class Engine:
         now = time.time()
         first: Dict[int, End] = {}
         for end in ends:
-            if not end[0].is_terminal:
-                first.setdefault(end[0].job_id, end)
+            if not end.job.is_terminal:
+                first.setdefault(end.job.job_id, end)
         if not first:
             return
         columns = {
-            job_id: {"status": status, "cause": cause, "exit_codes": format_codes(codes), "end_at": now}
-            for job_id, (_, status, cause, codes) in first.items()
+            job_id: {
+                "status": end.status,
+                "cause": end.cause,
+                "exit_codes": format_codes(end.codes),
+                "end_at": now,
+                "details": format_details(end.signals, end.first_cause, end.job.attempt),
+            }
+            for job_id, end in first.items()
         }
         self.db.update(columns.items())
-        for job_id, (job, status, cause, codes) in first.items():
-            job.status, job.cause, job.exit_codes, job.ended_at = status, cause, list(codes), now
+        for job_id, end in first.items():
+            job = end.job
+            job.status, job.cause, job.exit_codes, job.ended_at = end.status, end.cause, list(end.codes), now
+            job.signals, job.first_cause = list(end.signals), None if end.first_cause is None else dict(end.first_cause)
             self.collector.close(job.task_id)
             self._drop_secrets(job_id)
             self.tell(job_id)
@@ -355,4 +379,5 @@ _EMPTY: Dict[str, Any] = {
     "placement": "",
     "phase": "",
     "launched": 0,
+    "details": "",
 }

@@ -18,6 +18,7 @@ __all__ = [
     "demand_of",
     "describe_demand",
     "format_codes",
+    "format_details",
     "format_placement",
     "log_dir_name",
     "run_environment",
@@ -31,10 +32,12 @@ class Job:
     """status, exit_codes, cause, ... are written to jobs.db before anyone is told of them."""
 
     __slots__ = (
+        "attempt",
         "cause",
         "demand",
         "ended_at",
         "exit_codes",
+        "first_cause",
         "job_id",
         "key",
         "launched",
@@ -44,6 +47,7 @@ class Job:
         "phase",
         "placement",
         "resources",
+        "signals",
         "started_at",
         "status",
         "submitted_at",
@@ -69,6 +73,10 @@ class Job:
         self.launched: bool = bool(row["launched"])
         self.exit_codes: List[Optional[int]] = parse_codes(row["exit_codes"])
         self.placement: Placement = parse_placement(row["placement"])
+        details = json.loads(row.get("details") or "{}")
+        self.signals: List[Optional[int]] = details.get("signals") or []
+        self.first_cause: Optional[Dict[str, Any]] = details.get("first_cause")
+        self.attempt: int = details.get("attempt") or 0
         self.demand = demand
 
     @property
@@ -93,6 +101,9 @@ class Job:
             "key": self.key,
             "log_dir": self.log_dir,
             "resources": self.resources,
+            "signals": list(self.signals),
+            "first_cause": self.first_cause,
+            "attempt": self.attempt,
         }
 
 
@@ -103,6 +114,11 @@ def parse_codes(text: Optional[str]) -> List[Optional[int]]:
 def format_codes(codes: Sequence[Optional[int]]) -> str:
     """Exit codes by rank as jobs.db keeps them: "0,,137", empty for a rank that has not ended."""
     return ",".join("" if code is None else str(code) for code in codes)
+
+
+def format_details(signals: Sequence[Optional[int]], first_cause: Optional[Mapping[str, Any]], attempt: int) -> str:
+    """The column `details` of jobs.db: what a job's end is known by, beside its exit codes."""
+    return json.dumps({"signals": list(signals), "first_cause": first_cause, "attempt": attempt})
 
 
 def parse_placement(text: Optional[str]) -> Placement:

@@ -60,7 +60,9 @@ JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, 
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
           "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>"}
     run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
-Job: the fields of models.job.JobRecord without cluster_name.
+Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank, null for a rank that no signal ended.
+     "first_cause": null, or {"rank", "node", "exit_code", "signal", "reason", "last_lines"}; reason is one of exit, signal,
+     oom, disk_full, not_started, lost, timeout. "attempt": 0, and one more for each retry.
 """
 
 from __future__ import annotations

@@ -31,7 +31,15 @@ class Board(Protocol):
 
     def change(self, job: Job, **columns: Any) -> None: ...
 
-    def finish(self, job: Job, status: str, cause: str, codes: Sequence[Optional[int]]) -> None: ...
+    def finish(
+        self,
+        job: Job,
+        status: str,
+        cause: str,
+        codes: Sequence[Optional[int]],
+        signals: Sequence[Optional[int]] = (),
+        first_cause: Optional[Mapping[str, Any]] = None,
+    ) -> None: ...
 
 
 class Runner:

@@ -96,6 +96,7 @@ def raise_unless_succeeded(record: JobRecord) -> JobRecord:
         status=record.status,
         exit_codes=record.exit_codes,
         cause=record.cause,
+        first_cause=record.first_cause,
         log_path=record.log_dir,
         hint=f"client.tail_logs({record.cluster_name!r}, {record.job_id})",
     )

@@ -7,7 +7,7 @@ from enum import Enum
 
 import attrs
 
-__all__ = ["JobRecord", "JobStatus", "LogLine"]
+__all__ = ["FirstCause", "JobRecord", "JobStatus", "LogLine"]
 
 
 class JobStatus(str, Enum):
@@ -32,12 +32,36 @@ _RUNNING_ON = frozenset({JobStatus.INIT, JobStatus.PENDING, JobStatus.SETTING_UP
 
 
 @attrs.frozen(kw_only=True)
+class FirstCause:
+    """What made a job fail: the rank that failed first, by the times at which ranks ended on their nodes.
+
+    reason: "exit" (it exited with a code that is not 0), "signal", "oom" (the kernel ended it since memory ran out),
+    "disk_full", "not_started", "lost" (its node or its supervisor is gone), "timeout" (the job's). node: the host's name.
+    rank is None when no one rank is to blame. exit_code is 128 + signal for a rank that a signal ended, None when nobody
+    knows. last_lines: the end of what that rank printed, at most 20 lines and 4 KiB.
+    """
+
+    rank: int | None
+    node: str
+    exit_code: int | None
+    signal: int | None
+    reason: str
+    last_lines: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> FirstCause:
+        lines = data.get("last_lines") or ()
+        return cls(**{**data, "last_lines": tuple(lines)})  # type: ignore[arg-type]
+
+
+@attrs.frozen(kw_only=True)
 class JobRecord:
     """One job of one cluster. Times are unix seconds by the head's clock, None until it got there.
 
     exit_codes: by rank, None for a rank that has not ended; 128 + n for a rank that signal n ended.
     cause: first cause of a failure, in words ("rank 1 (host2) exited 3"), "" otherwise. waiting_for: what a PENDING job
-    waits for, "" otherwise. log_dir: absolute, on the head.
+    waits for, "" otherwise. log_dir: absolute, on the head. signals: by rank, None for a rank that no signal ended.
+    first_cause: None unless the job failed. attempt: 0, and one more for each time that it was begun anew.
     """
 
     cluster_name: str
@@ -56,15 +80,25 @@ class JobRecord:
     key: str = ""
     log_dir: str = ""
     resources: str = ""
+    signals: tuple[int | None, ...] = ()
+    first_cause: FirstCause | None = None
+    attempt: int = 0
 
     def to_json(self) -> dict[str, object]:
-        return {**attrs.asdict(self), "status": self.status.value, "exit_codes": list(self.exit_codes)}
+        lists = {"exit_codes": list(self.exit_codes), "signals": list(self.signals)}
+        cause = None if self.first_cause is None else attrs.asdict(self.first_cause)
+        if cause is not None:
+            cause["last_lines"] = list(cause["last_lines"])
+        return {**attrs.asdict(self), "status": self.status.value, **lists, "first_cause": cause}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> JobRecord:
         fields = dict(data)
         fields["status"] = JobStatus(fields["status"])
-        fields["exit_codes"] = tuple(fields.get("exit_codes") or ())  # type: ignore[arg-type]
+        for name in ("exit_codes", "signals"):
+            fields[name] = tuple(fields.get(name) or ())  # type: ignore[arg-type]
+        if fields.get("first_cause") is not None:
+            fields["first_cause"] = FirstCause.from_json(fields["first_cause"])  # type: ignore[arg-type]
         return cls(**fields)  # type: ignore[arg-type]
 
 

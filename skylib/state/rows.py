@@ -33,12 +33,12 @@ _T = TypeVar("_T")
 _WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, SkyError, TypeError, ValueError)
 
 CLUSTER_SCHEMA = 1
-JOB_SCHEMA = 1
+JOB_SCHEMA = 2
 
 # From the schema of that number to the next: how an old document becomes a newer one.
 _Upgrade = Callable[[dict[str, object]], dict[str, object]]
 _CLUSTER_UPGRADES: dict[int, _Upgrade] = {}
-_JOB_UPGRADES: dict[int, _Upgrade] = {}
+_JOB_UPGRADES: dict[int, _Upgrade] = {1: dict}  # 2 adds fields that have defaults
 
 
 class Unreadable(StateError):

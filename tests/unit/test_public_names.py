@@ -23,6 +23,7 @@ PUBLIC = {
     "CostReport",
     "Discovered",
     "DownReceipt",
+    "FirstCause",
     "InfraStatus",
     "Job",
     "JobRecord",
