@@ -4,6 +4,8 @@ Trims what our Ray has no use for, and gives each node its own private directory
 ("raylet", "raylet.1") and two nodes of one machine that start together would count to the same one.
 Lets nobody oversleep: Ray 2.9.3 asks a GCS that is not there yet again after 1 s on the head (node.py, _init_gcs_client)
 and after 2 s on a worker (utils.py, internal_kv_get_with_retry), though it is there within 0.2 s of its start.
+Hides our address from other Rays of the account: `ray.init(address="auto")`, `ray status` and the like read it off the
+command lines of raylets (services.py, _find_address_from_flag; in 2.9.3 and in 2.60.0 alike).
 Every attribute is checked first, so that another Ray version starts as it likes. Python 3.8, standard library and Ray.
 """
 
@@ -18,8 +20,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["trim"]
+__all__ = ["trim", "unscanned"]
 
+_ADDRESS_FLAG = "--gcs-address="
 _POLL_S = 0.01
 _GCS_WAIT_S = 5.0
 _HEAD_WAIT_S = 120.0
@@ -47,10 +50,37 @@ def trim(params: Any, head: bool) -> None:
     for name, value in wanted.items():
         if hasattr(params, name):
             setattr(params, name, value)
+    _hide_address()
     if head:
         _return_when_gcs_listens()
     else:
         _wait_for_session(os.environ.get("SKYLIB_RAY_GCS_ADDRESS", ""))
+
+
+def _hide_address() -> None:
+    """Have the raylet's command line give the GCS address in a way that no scan knows."""
+    services: Any = sys.modules.get("ray._private.services")
+    start: Any = getattr(services, "start_ray_process", None)
+    if start is None:
+        return
+
+    @functools.wraps(start)
+    def start_hidden(command: Any, *args: Any, **options: Any) -> Any:
+        if "raylet" in os.path.basename(command[0]):
+            command = [unscanned(word) for word in command]
+        return start(command, *args, **options)
+
+    services.start_ray_process = start_hidden
+
+
+def unscanned(word: str) -> str:
+    """One word of a raylet's command line, which means the same to it. Scans look, in each word split at spaces, for
+    parts that begin with the flag: the raylet's own flag may be spelled with "_" (gflags), and in the command lines
+    of workers and agents that the raylet is given, quotes around the flag are taken off when it starts those.
+    """
+    if word.startswith(_ADDRESS_FLAG):
+        return f"--gcs_address={word[len(_ADDRESS_FLAG):]}"
+    return " ".join(f'"{part}"' if part.startswith(_ADDRESS_FLAG) else part for part in word.split(" "))
 
 
 def _return_when_gcs_listens() -> None:

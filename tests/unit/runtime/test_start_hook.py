@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import sys
 import threading
@@ -54,6 +55,29 @@ def test_the_gcs_start_returns_when_its_port_accepts(monkeypatch: pytest.MonkeyP
     assert opened
     assert time.monotonic() >= opened[0]
     listener.close()
+
+
+def test_no_scan_of_command_lines_finds_our_address(monkeypatch: pytest.MonkeyPatch):
+    """A raylet's command line has no part that begins with the flag that Ray looks for, and means the same as before."""
+    nested = ["python", "default_worker.py", "--gcs-address=10.0.0.1:6380", "--session-name=s"]
+    command = ["/x/raylet", f"--python_worker_command={' '.join(nested)}", "--gcs-address=10.0.0.1:6380", "--head"]
+    other = ["/x/python", "agent.py", "--gcs-address=10.0.0.1:6380"]
+    started: list[tuple[list[str], dict[str, object]]] = []
+
+    module = types.ModuleType("ray._private.services")
+    module.start_ray_process = lambda command, kind, **options: started.append((command, options))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray._private.services", module)
+    monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
+    monkeypatch.delenv("SKYLIB_RAY_GCS_ADDRESS", raising=False)
+    start_hook.trim(Params(), False)
+    module.start_ray_process(command, "raylet", fate_share=False)
+    module.start_ray_process(other, "agent", fate_share=True)
+    (raylet, options), (agent, _) = started
+    assert [part for word in raylet for part in word.split(" ") if part.startswith("--gcs-address")] == []
+    assert shlex.split(raylet[1].partition("=")[2]) == nested
+    assert raylet[2:] == ["--gcs_address=10.0.0.1:6380", "--head"]
+    assert agent == other
+    assert options == {"fate_share": False}
 
 
 def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pytest.MonkeyPatch):
