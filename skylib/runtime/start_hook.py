@@ -79,7 +79,7 @@ def unscanned(word: str) -> str:
     of workers and agents that the raylet is given, quotes around the flag are taken off when it starts those.
     """
     if word.startswith(_ADDRESS_FLAG):
-        return f"--gcs_address={word[len(_ADDRESS_FLAG):]}"
+        return f"--gcs_address={word[len(_ADDRESS_FLAG) :]}"
     return " ".join(f'"{part}"' if part.startswith(_ADDRESS_FLAG) else part for part in word.split(" "))
 
 
