@@ -6,36 +6,29 @@ Everything here runs in one event loop. A job's status is in jobs.db before anyo
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sqlite3
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
+from .admission import Admission
 from .collector import Collector
 from .config import AgentConfig
 from .db import JobsDb
-from .job import Job, demand_of, describe_demand, format_codes, format_details, log_dir_name, task_id_of, time_stamp
+from .job import Job, demand_of, format_codes, format_details, log_dir_name, task_id_of
 from .link import Ranks
+from .listeners import Listeners
 from .protocol import TERMINAL
+from .refused import Refused
 from .runner import Runner
-from .scheduler import Cluster, Waiting, impossible, schedule
-from .supervisor import write_file
+from .scheduler import Cluster, Demand, Waiting, schedule
+from .secretfiles import SecretFiles
 
 __all__ = ["Engine", "Refused"]
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
-
-
-class Refused(Exception):
-    """A request that cannot be served. kind: the protocol's name for the cause; facts travel with the error."""
-
-    def __init__(self, kind: str, message: str, **facts: object) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.facts = facts
 
 
 class End(NamedTuple):
@@ -49,10 +42,11 @@ class End(NamedTuple):
     first_cause: Optional[Mapping[str, Any]] = None
 
 
-class Engine:
+class Engine(Listeners):
     """on_event: called whenever jobs begin or end, which is what idleness is about."""
 
     def __init__(self, config: AgentConfig, db: JobsDb, ranks: Ranks) -> None:
+        super().__init__()
         self.config = config
         self.db = db
         self.ranks = ranks
@@ -63,7 +57,7 @@ class Engine:
         self._queue: Dict[int, None] = {}
         self._runners: Dict[int, Runner] = {}
         self._tasks: Set[asyncio.Task[None]] = set()
-        self._listeners: Dict[int, List[asyncio.Event]] = {}
+        self._secrets = SecretFiles(config.secrets)
         self._by_task: Dict[str, int] = {}
         self._unwritten: List[End] = []
         self._retry: Optional[asyncio.TimerHandle] = None
@@ -104,24 +98,22 @@ class Engine:
         """Queues jobs, all or none. Raises Refused: "stopping", "impossible", "invalid"; OSError, sqlite3.Error."""
         if self.stopping:
             raise Refused("stopping", "the cluster is being stopped")
-        rows = [self._row(spec, now) for spec in specs]
-        for spec in specs:
-            if not isinstance(spec.get("secrets") or {}, dict):
-                raise Refused("invalid", "secrets is not a mapping")
+        rows = self._admit(specs, now)
         new: List[Job] = []
 
         def made(place: int, job_id: int) -> Dict[str, Any]:
-            job = Job({**rows[place], "job_id": job_id, **_EMPTY}, demand_of(specs[place]))
+            row, demand = rows[place]
+            job = Job({**row, "job_id": job_id}, demand)
             new.append(job)
-            names = self._give_names(job, rows[place]["run_timestamp"])
-            self._keep_secrets(job_id, specs[place].get("secrets") or {})
+            names = self._give_names(job, row["run_timestamp"])
+            self._secrets.keep(job_id, specs[place].get("secrets") or {})
             return names
 
         try:
-            admitted = self.db.insert(rows, made)
+            admitted = self.db.insert([row for row, _ in rows], made)
         except BaseException:
             for job in new:
-                self._drop_secrets(job.job_id)
+                self._secrets.drop(job.job_id)
             raise
         for job in new:
             self.jobs[job.job_id] = job
@@ -132,31 +124,17 @@ class Engine:
             self.schedule()
         return [{"job_id": job_id, "adopted": adopted, "task_id": self.jobs[job_id].task_id} for job_id, adopted in admitted]
 
-    def _row(self, spec: Mapping[str, Any], now: float) -> Dict[str, Any]:
-        num_nodes = int(spec.get("num_nodes") or 1)
-        try:
-            demand = demand_of(spec)
-        except (ValueError, TypeError, AttributeError) as exc:
-            raise Refused("invalid", f"demand: {exc}") from exc
-        why = impossible(self.config.nodes, num_nodes, demand)
-        if why:
-            raise Refused("impossible", why)
-        return {
-            "job_name": str(spec.get("name") or ""),
-            "username": str(spec.get("user") or self.config.user),
-            "submitted_at": now,
-            "status": "PENDING",
-            "run_timestamp": time_stamp(now),
-            "resources": describe_demand(num_nodes, spec.get("demand") or {}),
-            "num_nodes": num_nodes,
-            "job_key": spec.get("key") or None,
-            "spec": json.dumps(
-                {
-                    **{name: value for name, value in spec.items() if name != "secrets"},
-                    "has_secrets": bool(spec.get("secrets")),
-                }
-            ),
-        }
+    def _admit(self, specs: Sequence[Mapping[str, Any]], now: float) -> List[Tuple[Dict[str, Any], Demand]]:
+        """Raises Refused, with the job's place among those of the request as `index`."""
+        admission = Admission(self.config, now)
+        rows = []
+        for index, spec in enumerate(specs):
+            try:
+                rows.append(admission.row(spec))
+            except Refused as exc:
+                exc.facts["index"] = index
+                raise
+        return rows
 
     def find(self, job_id: Optional[int]) -> Job:
         """The newest job for None. Raises Refused "not_found"."""
@@ -232,7 +210,7 @@ class Engine:
     def _run(self, job: Job, *, resumed: bool) -> None:
         try:
             spec = self.db.spec(job.job_id)
-            runner = Runner(self, job, spec, self._secrets(job, spec))
+            runner = Runner(self, job, spec, self._secrets_of(job, spec))
         except (OSError, ValueError, sqlite3.Error) as exc:
             self.finish(job, "FAILED_DRIVER", f"it could not be started: {exc}", job.exit_codes)
             asyncio.get_event_loop().call_soon(self.schedule)  # its place is free again
@@ -241,6 +219,12 @@ class Engine:
         task = asyncio.ensure_future(self._see_through(job, runner, resumed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _secrets_of(self, job: Job, spec: Mapping[str, Any]) -> Dict[str, str]:
+        """Raises OSError or ValueError when there should be some and they cannot be read."""
+        if not spec.get("has_secrets") or (job.phase == "run" and job.launched):  # then it has got them
+            return {}
+        return self._secrets.read(job.job_id)
 
     async def _see_through(self, job: Job, runner: Runner, resumed: bool) -> None:
         try:
@@ -309,26 +293,9 @@ class Engine:
             job.status, job.cause, job.exit_codes, job.ended_at = end.status, end.cause, list(end.codes), now
             job.signals, job.first_cause = list(end.signals), None if end.first_cause is None else dict(end.first_cause)
             self.collector.close(job.task_id)
-            self._drop_secrets(job_id)
+            self._secrets.drop(job_id)
             self.tell(job_id)
         self.on_event()
-
-    def tell(self, job_id: int) -> None:
-        for event in self._listeners.get(job_id, ()):
-            event.set()
-
-    def listen(self, job_id: int) -> asyncio.Event:
-        """Set whenever the job or its log changes. To be given back to `unlisten`."""
-        event = asyncio.Event()
-        self._listeners.setdefault(job_id, []).append(event)
-        return event
-
-    def unlisten(self, job_id: int, event: asyncio.Event) -> None:
-        listeners = self._listeners.get(job_id, [])
-        if event in listeners:
-            listeners.remove(event)
-        if not listeners:
-            self._listeners.pop(job_id, None)
 
     @property
     def active(self) -> int:
@@ -344,40 +311,3 @@ class Engine:
             self._retry.cancel()
         for task in list(self._tasks):
             task.cancel()
-
-    # --- secrets: on the head's disk only, 0600, until the job has ended
-
-    def _secret_file(self, job_id: int) -> str:
-        return os.path.join(self.config.secrets, f"{job_id}.json")
-
-    def _keep_secrets(self, job_id: int, secrets: Mapping[str, Any]) -> None:
-        if secrets:
-            os.makedirs(self.config.secrets, mode=0o700, exist_ok=True)
-            write_file(self._secret_file(job_id), json.dumps(secrets).encode())
-
-    def _secrets(self, job: Job, spec: Mapping[str, Any]) -> Dict[str, str]:
-        """Raises OSError or ValueError when there should be some and they cannot be read."""
-        if not spec.get("has_secrets") or (job.phase == "run" and job.launched):  # then it has got them
-            return {}
-        with open(self._secret_file(job.job_id), "rb") as file:
-            return {str(name): str(value) for name, value in json.loads(file.read().decode()).items()}
-
-    def _drop_secrets(self, job_id: int) -> None:
-        try:
-            os.unlink(self._secret_file(job_id))
-        except FileNotFoundError:
-            pass
-
-
-_EMPTY: Dict[str, Any] = {
-    "start_at": None,
-    "end_at": None,
-    "log_dir": "",
-    "exit_codes": "",
-    "task_id": "",
-    "cause": "",
-    "placement": "",
-    "phase": "",
-    "launched": 0,
-    "details": "",
-}

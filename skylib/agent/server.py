@@ -13,8 +13,8 @@ import socket
 import struct
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Set, Union
 
-from .engine import Refused
 from .protocol import MAX_LINE_BYTES, PROTOCOL
+from .refused import Refused
 
 __all__ = ["Send", "Server", "Verb"]
 

@@ -9,9 +9,10 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional
 
 from .autostop import idle_seconds, parse_autostop
 from .config import AgentConfig
-from .engine import Engine, Refused
+from .engine import Engine
 from .link import RankError
 from .merged import MergedReader
+from .refused import Refused
 from .server import Send, Verb
 
 __all__ = ["HeadVerbs", "Keeper", "only_reading", "worker_verbs"]
