@@ -1,7 +1,8 @@
 """What one node does for the head's agent: starts ranks, reports their output and their ends, ends their processes.
 
 Lives in the standing actor of the node (or in the agent itself). All that matters is in files, so that a new one goes on
-where the last one was. Ranks are named by a key, (task id, phase, rank), where phase is "setup" or "run".
+where the last one was. Ranks are named by a key, (task id, phase, rank), where phase is "setup", or
+"run" ("run@2" for the second retry).
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from .config import AgentConfig, NodeConfig, load_config
 from .identity import boot_id
+from .phases import stream_of
 from .processes import Process, carrying, end, is_alive, own, read_environ, with_descendants
-from .supervisor import ENDED, STARTED, Spec
-from .tail import Piece, Tail
+from .supervisor import ENDED, Spec
+from .tail import MAX_PIECE, Piece, Tail
+from .waking import Wakeup
+from .zygote import Zygote
 
 __all__ = ["Key", "NodeService", "to_key", "user_environment"]
 
@@ -33,11 +37,13 @@ _OURS = frozenset(
     }
 )
 _PREFIXES = ("RAY_", "SKYLIB_", "SKYPILOT_")
-_SUPERVISE = "import sys; sys.path.insert(0, sys.argv[1]); from skylib_agent.supervisor import main; main()"
-_MAX_BATCH = 4 << 20
+_MAX_BATCH = 2 << 20
+_LEAST_PIECE = 1 << 14
 _FIRST_PAUSE_S = 0.004
 _LAST_PAUSE_S = 0.04
-_ANSWER_S = 30.0
+_TOLD_PAUSE_S = 0.5  # where files tell that they have changed; a supervisor that was killed tells nothing
+_PACE_S = 0.02  # between answers with a few lines each, while more of them come
+_FEW_BYTES = 1 << 16
 _STARTING_S = 60.0
 
 
@@ -60,6 +66,7 @@ class _Watched:
 
     def __init__(self, state_dir: str, log: str, offset: int) -> None:
         self.state_dir = state_dir
+        self.log_dir = os.path.dirname(log)
         self.tail = Tail(log, offset)
         self.pids: Optional[Dict[str, Any]] = None
 
@@ -105,10 +112,14 @@ class NodeService:
         self._bundle = bundle
         self._boot = boot_id()
         self._lock = threading.Lock()
-        self._changed = threading.Event()
+        self._changed = Wakeup()
+        self._polls = 0
+        self._answered_at = 0.0
         self._watched: Dict[Key, _Watched] = {}
+        self._zygote = Zygote(bundle, self.config.root, self._supervisors_environment)
 
     def hello(self) -> Dict[str, Any]:
+        self._zygote.warm()
         return {"rank": self.config.rank, "pid": os.getpid(), "boot": self._boot}
 
     def start(self, spec: Mapping[str, Any]) -> str:
@@ -125,7 +136,7 @@ class NodeService:
         except FileExistsError:
             return "exists"
         marker = str(spec.get("marker") or "")
-        self._spawn(
+        self._zygote.start(
             Spec(
                 state_dir=state_dir,
                 log=log,
@@ -146,32 +157,11 @@ class NodeService:
             environ = read_environ(int(holder["pid"])) or environ
         return user_environment(environ, self.config.env)
 
-    def _spawn(self, spec: Spec) -> None:
-        """Raises OSError with what went wrong."""
+    def _supervisors_environment(self) -> Dict[str, str]:
         environ = self._environment()
         environ["SKYLIB_CLUSTER_ID"] = self.config.cluster_id
         environ["SKYLIB_RANK"] = str(self.config.rank)
-        process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", _SUPERVISE, self._bundle],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environ,
-            cwd=self.config.root,
-            start_new_session=True,
-        )
-        try:
-            answer, errors = process.communicate(spec.to_bytes(), timeout=_ANSWER_S)
-        except subprocess.TimeoutExpired as exc:
-            raise OSError(f"the rank's supervisor did not answer within {_ANSWER_S:.0f} s") from exc
-        finally:
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
-        if not answer:
-            raise OSError(f"the rank's supervisor did not start: {errors.decode('utf-8', 'replace')[-2000:]}")
-        if answer != STARTED:
-            raise OSError(answer.decode("utf-8", "replace"))
+        return environ
 
     def watch(self, key: Sequence[Any], log_dir: str, offset: int) -> None:
         """From now on `poll` reports this rank, its log from `offset` on."""
@@ -195,42 +185,74 @@ class NodeService:
                 if key in self._watched:
                     self._watched[key].tail.offset = offset
             unknown = [key for key in offsets if key not in self._watched]
+            self._polls = number = self._polls + 1
         if unknown:
             return PollReply([], [], unknown)
+        self._changed.set()  # one that waits for a head that is gone ends
         until = time.monotonic() + timeout_s
         pause = _FIRST_PAUSE_S
+        woken = True
         while True:
             self._changed.clear()
+            if number != self._polls:
+                self._changed.set()  # what it was woken by is for the other
+                return PollReply([], [], [])
+            told = self._watch_files()
             reply = self._look()
             now = time.monotonic()
-            if reply.pieces or reply.ends or now >= until:
+            early = self._early(reply, now)
+            if not early and (reply.pieces or reply.ends or now >= until):
+                if told and not woken and any(not piece.open for _, piece in reply.pieces):
+                    self._changed.missed()
+                self._answered_at = now
                 return reply
             with self._lock:
                 idle = not self._watched
-            self._changed.wait(until - now if idle else min(pause, until - now))
+                held = any(rank.tail.held for rank in self._watched.values())
+            if early:
+                time.sleep(early)
+                continue
+            if held:
+                time.sleep(_FIRST_PAUSE_S)  # it may grow by single bytes
+            longest = until - now if idle else _TOLD_PAUSE_S if told and not held else pause
+            woken = self._changed.wait(min(longest, until - now)) or held
             pause = min(pause * 1.5, _LAST_PAUSE_S)
 
+    def _watch_files(self) -> bool:
+        """Whether all that is looked after tells when it changes."""
+        with self._lock:
+            folders = {path for rank in self._watched.values() for path in (rank.state_dir, rank.log_dir)}
+        return self._changed.watch(sorted(folders))
+
+    def _early(self, reply: PollReply, now: float) -> float:
+        """Seconds to wait for more, when there is little to tell and something was told just now."""
+        if not reply.pieces or reply.ends or sum(len(piece.data) for _, piece in reply.pieces) >= _FEW_BYTES:
+            return 0.0
+        return max(self._answered_at + _PACE_S - now, 0.0)
+
     def _look(self) -> PollReply:
+        """In turns, so that one rank that writes without end keeps no other's lines waiting."""
         with self._lock:
             watched = list(self._watched.items())
         reply = PollReply([], [], [])
         room = _MAX_BATCH
-        for key, rank in watched:
-            if room <= 0:
-                break
-            ended = rank.ended(self._boot)  # before its log is read: what it wrote is there now
-            offset = rank.tail.offset
-            while room > 0:
-                piece = rank.tail.read(time.monotonic(), last=ended is not None)
+        most = min(MAX_PIECE, max(_MAX_BATCH // max(len(watched), 1), _LEAST_PIECE))
+        offsets = [(rank, rank.tail.offset) for _, rank in watched]
+        left = [(key, rank, rank.ended(self._boot)) for key, rank in watched]  # before its log is read: all is there then
+        while left and room > 0:
+            turn, left = left, []
+            for key, rank, ended in turn:
+                piece = rank.tail.read(time.monotonic(), last=ended is not None, most=most)
                 if piece is None:
                     if ended is not None:
                         reply.ends.append((key, ended))
-                    break
+                    continue
                 reply.pieces.append((key, piece))
                 room -= len(piece.data)
                 rank.tail.taken(piece)
-                if ended is None and len(piece.data) < 1024:
-                    break
+                if ended is not None or len(piece.data) >= 1024:
+                    left.append((key, rank, ended))
+        for rank, offset in offsets:
             rank.tail.offset = offset  # moves on when the head has said so
         return reply
 
@@ -316,7 +338,7 @@ class NodeService:
         """(state directory, log file) of a rank on this node."""
         task_id, phase, rank = key
         me: NodeConfig = self.config.me
-        name = f"{rank}-{me.label}.log" if phase == "run" else f"setup-{rank}-{me.label}.log"
+        name = f"{rank}-{me.label}.log" if stream_of(phase) == "run" else f"setup-{rank}-{me.label}.log"
         state_dir = os.path.join(self.config.jobs_state, task_id, f"{phase}-{rank}")
         return state_dir, os.path.join(self.config.logs, os.path.basename(log_dir), "tasks", name)
 

@@ -7,9 +7,10 @@ from typing import NamedTuple, Optional
 
 __all__ = ["MAX_PIECE", "Piece", "Tail", "cut_utf8"]
 
-MAX_PIECE = 1 << 20
+MAX_PIECE = 1 << 18
 _LONG_LINE = 1 << 16
 _HOLD_S = 0.08
+_HOLD_GROWING_S = 0.25
 
 
 class Piece(NamedTuple):
@@ -33,34 +34,42 @@ def cut_utf8(data: bytes) -> int:
 
 
 class Tail:
-    """One rank's file from an offset on. A line without its end is held back for a moment, in case the end comes."""
+    """One rank's file from an offset on. A line without its end is held back for a moment, in case the end comes.
+
+    held: whether there is such a line now, which will be given although the file does not grow.
+    """
 
     def __init__(self, path: str, offset: int = 0) -> None:
         self.path = path
         self.offset = offset
+        self.held = False
+        self._held_at = -1  # where the line that is held begins
         self._held_size = -1
         self._held_since = 0.0
+        self._grown_at = 0.0
 
-    def read(self, now: float, *, last: bool) -> Optional[Piece]:
+    def read(self, now: float, *, last: bool, most: int = MAX_PIECE) -> Optional[Piece]:
         """The next piece, not yet taken (`taken` moves on). last: the writer has ended, so nothing is held back.
 
-        None when there is nothing to give now.
+        most: bytes of it. None when there is nothing to give now.
         """
+        self.held = False
         try:
             size = os.stat(self.path).st_size
             if size <= self.offset:
                 return None
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(self.offset)
-                data = file.read(MAX_PIECE)
+                data = file.read(most)
         except FileNotFoundError:
             return None
         end = data.rfind(b"\n") + 1
         if end:
             return Piece(self.offset, data[:end], False)
-        if last and len(data) < MAX_PIECE:
+        if last and len(data) < most:
             return Piece(self.offset, data, False)
-        if len(data) < _LONG_LINE and not last and not self._held_long_enough(now, self.offset + len(data)):
+        if len(data) < min(_LONG_LINE, most) and not last and self._hold(now, self.offset + len(data)):
+            self.held = True
             return None
         data = data[: cut_utf8(data)]
         return Piece(self.offset, data, True) if data else None
@@ -68,8 +77,11 @@ class Tail:
     def taken(self, piece: Piece) -> None:
         self.offset = piece.offset + len(piece.data)
 
-    def _held_long_enough(self, now: float, size: int) -> bool:
+    def _hold(self, now: float, size: int) -> bool:
+        """While it may still be the beginning of a line: a little after it grew last, and no longer than some moments."""
+        if self.offset != self._held_at:
+            self._held_at, self._held_since = self.offset, now
+            self._held_size = -1
         if size != self._held_size:
-            self._held_size, self._held_since = size, now
-            return False
-        return now - self._held_since >= _HOLD_S
+            self._held_size, self._grown_at = size, now
+        return now - self._grown_at < _HOLD_S and now - self._held_since < _HOLD_GROWING_S
