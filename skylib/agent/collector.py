@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set, Tuple
 
 from .config import AgentConfig
 from .link import RankError, Ranks
 from .merged import MergedLog
 from .node import Key, to_key
+from .phases import stream_of
 
 __all__ = ["Collector"]
 
@@ -55,7 +56,10 @@ class Collector:
             log.close()
 
     def add(self, node: int, key: Key, log_dir: str, ended: Callable[[Mapping[str, Any]], None]) -> None:
-        self._watched.setdefault(node, {})[key] = _Rank(log_dir, ended)
+        watched = self._watched.setdefault(node, {})
+        for other in [other for other in watched if _files(other) == _files(key)]:
+            del watched[other]  # of an attempt before, which wrote to the same file
+        watched[key] = _Rank(log_dir, ended)
         self._unsent.setdefault(node, set()).add(key)
         wake = self._wake.setdefault(node, asyncio.Event())
         wake.set()
@@ -92,7 +96,7 @@ class Collector:
 
     def _source(self, key: Key) -> int:
         log = self._logs.get(key[0])
-        return log.source.get((key[1], key[2]), 0) if log is not None else 0
+        return log.source.get((stream_of(key[1]), key[2]), 0) if log is not None else 0
 
     async def _follow(self, node: int) -> None:
         """For as long as the agent lives. A node that does not answer is asked again, from where its logs are known."""
@@ -127,7 +131,7 @@ class Collector:
         for key, (offset, data, goes_on) in ((to_key(key), piece) for key, piece in pieces):
             log = self._logs.get(key[0])
             if log is not None and key in watched:
-                log.append(key[1], label, key[2], offset, data, goes_on=goes_on)
+                log.append(stream_of(key[1]), label, key[2], offset, data, goes_on=goes_on)
                 grown.add(key[0])
         for task_id in grown:
             self.on_bytes(task_id)
@@ -138,3 +142,8 @@ class Collector:
                 rank.ended(record)
         self._unsent.setdefault(node, set()).update(set(map(to_key, unknown)) & set(watched))
         return [key for key, _ in done]
+
+
+def _files(key: Key) -> Tuple[str, str, int]:
+    """Equal for ranks that write to one file."""
+    return (key[0], stream_of(key[1]), key[2])

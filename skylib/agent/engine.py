@@ -16,7 +16,7 @@ from .admission import Admission
 from .collector import Collector
 from .config import AgentConfig
 from .db import JobsDb
-from .job import Job, demand_of, format_codes, format_details, log_dir_name, task_id_of
+from .job import Job, demand_of, format_codes, log_dir_name, task_id_of
 from .link import Ranks
 from .listeners import Listeners
 from .protocol import TERMINAL
@@ -210,7 +210,7 @@ class Engine(Listeners):
     def _run(self, job: Job, *, resumed: bool) -> None:
         try:
             spec = self.db.spec(job.job_id)
-            runner = Runner(self, job, spec, self._secrets_of(job, spec))
+            runner = Runner(self, job, spec, lambda: self._secrets.read(job.job_id) if spec.get("has_secrets") else {})
         except (OSError, ValueError, sqlite3.Error) as exc:
             self.finish(job, "FAILED_DRIVER", f"it could not be started: {exc}", job.exit_codes)
             asyncio.get_event_loop().call_soon(self.schedule)  # its place is free again
@@ -219,12 +219,6 @@ class Engine(Listeners):
         task = asyncio.ensure_future(self._see_through(job, runner, resumed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _secrets_of(self, job: Job, spec: Mapping[str, Any]) -> Dict[str, str]:
-        """Raises OSError or ValueError when there should be some and they cannot be read."""
-        if not spec.get("has_secrets") or (job.phase == "run" and job.launched):  # then it has got them
-            return {}
-        return self._secrets.read(job.job_id)
 
     async def _see_through(self, job: Job, runner: Runner, resumed: bool) -> None:
         try:
@@ -283,7 +277,7 @@ class Engine(Listeners):
                 "cause": end.cause,
                 "exit_codes": format_codes(end.codes),
                 "end_at": now,
-                "details": format_details(end.signals, end.first_cause, end.job.attempt),
+                "details": end.job.details(signals=list(end.signals), first_cause=end.first_cause),
             }
             for job_id, end in first.items()
         }

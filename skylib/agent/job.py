@@ -18,7 +18,6 @@ __all__ = [
     "demand_of",
     "describe_demand",
     "format_codes",
-    "format_details",
     "format_placement",
     "log_dir_name",
     "run_environment",
@@ -47,6 +46,7 @@ class Job:
         "phase",
         "placement",
         "resources",
+        "run_at",
         "signals",
         "started_at",
         "status",
@@ -77,11 +77,21 @@ class Job:
         self.signals: List[Optional[int]] = details.get("signals") or []
         self.first_cause: Optional[Dict[str, Any]] = details.get("first_cause")
         self.attempt: int = details.get("attempt") or 0
+        self.run_at: Optional[float] = details.get("run_at")
         self.demand = demand
 
     @property
     def is_terminal(self) -> bool:
         return self.status in TERMINAL
+
+    def details(self, **changed: Any) -> str:
+        """The column `details` of jobs.db: what a job is known by beside its status and exit codes.
+
+        run_at: when its attempt's run began, which is what its timeout counts from. changed: what is not in the job yet.
+        """
+        names = ("signals", "first_cause", "attempt", "run_at")
+        found = {name: getattr(self, name) for name in names}
+        return json.dumps({**found, **changed})
 
     def show(self, waiting_for: str = "") -> Dict[str, Any]:
         """The protocol's Job."""
@@ -114,11 +124,6 @@ def parse_codes(text: Optional[str]) -> List[Optional[int]]:
 def format_codes(codes: Sequence[Optional[int]]) -> str:
     """Exit codes by rank as jobs.db keeps them: "0,,137", empty for a rank that has not ended."""
     return ",".join("" if code is None else str(code) for code in codes)
-
-
-def format_details(signals: Sequence[Optional[int]], first_cause: Optional[Mapping[str, Any]], attempt: int) -> str:
-    """The column `details` of jobs.db: what a job's end is known by, beside its exit codes."""
-    return json.dumps({"signals": list(signals), "first_cause": first_cause, "attempt": attempt})
 
 
 def parse_placement(text: Optional[str]) -> Placement:

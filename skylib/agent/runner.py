@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any, Awaitable, Dict, List, Mapping, Optional, Protocol, Sequence
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
 from .collector import Collector
 from .config import AgentConfig, NodeConfig
@@ -14,11 +14,14 @@ from .db import JobsDb
 from .gang import Gang, Outcome
 from .job import Job, bundle_of, format_placement, run_environment, setup_environment
 from .link import LinkDown, RankError, Ranks
+from .phases import run_phase, stream_of, wants_retry
 
 __all__ = ["Board", "Runner"]
 
 _log = logging.getLogger(__name__)
 _STARTING_S = 10.0
+_RETRY_PAUSE_S = (0.0, 1.0, 2.0, 5.0, 10.0)
+_RESUME_S = 5.0
 
 
 class Board(Protocol):
@@ -43,9 +46,11 @@ class Board(Protocol):
 
 
 class Runner:
-    """One for each job between the queue and its end."""
+    """One for each job between the queue and its end. secrets: reads them; called when ranks are to be started."""
 
-    def __init__(self, engine: Board, job: Job, spec: Mapping[str, Any], secrets: Mapping[str, str]) -> None:
+    def __init__(
+        self, engine: Board, job: Job, spec: Mapping[str, Any], secrets: Callable[[], Mapping[str, str]]
+    ) -> None:
         self._engine = engine
         self._job = job
         self._spec = spec
@@ -129,9 +134,9 @@ class Runner:
         if marker and self._spec.get("skip_setup_if_done"):
             done = await asyncio.gather(*(self._is_done(node.rank, marker) for node in nodes))
             todo = [index for index in todo if not done[index]]
-        specs = []
+        specs, secrets = [], self._secrets()
         for index in todo:
-            environment = setup_environment(config, job, self._spec, self._secrets, nodes, index)
+            environment = setup_environment(config, job, self._spec, secrets, nodes, index)
             specs.append({**self._common("setup", index, str(self._spec["setup"]), environment), "marker": marker})
         gang = Gang(self._engine.ranks, self._engine.collector, job.task_id, "setup", [nodes[index] for index in todo], todo)
         outcome = await self._drive(gang, specs)
@@ -150,33 +155,61 @@ class Runner:
         if not str(self._spec.get("run") or "").strip():
             self._finish("SUCCEEDED", "", [0] * job.num_nodes)
             return
-        job.launched = False
-        self._status("RUNNING", phase="run", launched=0)
-        specs = []
+        while True:
+            outcome = await self._drive(self._run_gang(), self._start_attempt())
+            if outcome is None or not await self._again(outcome):
+                return
+
+    def _start_attempt(self) -> Sequence[Mapping[str, Any]]:
+        """Writes down that the attempt begins; what its ranks are started with."""
+        job, phase = self._job, run_phase(self._job.attempt)
+        job.launched, job.run_at = False, time.time()
+        self._status("RUNNING", phase=phase)
+        specs, secrets = [], self._secrets()
         for rank in range(len(job.placement)):
-            environment = run_environment(self._engine.config, job, self._spec, self._secrets, rank)
-            specs.append(self._common("run", rank, str(self._spec["run"]), environment))
-        outcome = await self._drive(self._run_gang(), specs)
-        if outcome is not None:
+            environment = run_environment(self._engine.config, job, self._spec, secrets, rank)
+            specs.append(self._common(phase, rank, str(self._spec["run"]), environment))
+        return specs
+
+    async def _again(self, outcome: Outcome) -> bool:
+        """After an attempt: True when the next one is to begin, now; else the job has ended."""
+        job, gang = self._job, self._gang
+        code = None if outcome.lost or not outcome.cause else _first_code(outcome)
+        if gang is None or not wants_retry(self._spec, attempt=job.attempt, exit_code=code):
             self._end_run(outcome)
+            return False
+        _log.info("job %d: %s; trying again after attempt %d", job.job_id, outcome.cause, job.attempt)
+        self._killed = await gang.kill_all()  # what it left in the background would be in the next one's way
+        job.attempt, job.launched, job.phase = job.attempt + 1, False, run_phase(job.attempt + 1)
+        self._engine.change(job, phase=job.phase, launched=0, details=job.details())
+        try:
+            await asyncio.wait_for(self._wake.wait(), _RETRY_PAUSE_S[min(job.attempt, len(_RETRY_PAUSE_S)) - 1])
+        except asyncio.TimeoutError:
+            pass
+        if self._cancelled:
+            await self._after_cancel(gang)
+            return False
+        return True
 
     def _end_run(self, outcome: Outcome) -> None:
         status = "SUCCEEDED" if not outcome.cause else "FAILED_DRIVER" if outcome.lost else "FAILED"
-        self._finish(status, outcome.cause, outcome.codes)
+        tried = self._job.attempt
+        after = f" (after {tried} {'retry' if tried == 1 else 'retries'})" if outcome.cause and tried else ""
+        self._finish(status, outcome.cause + after, outcome.codes)
 
     async def _resume(self) -> None:
         """After a restart of the agent. A gang that was started is only looked for; else what is missing is started."""
         job = self._job
         self._engine.collector.open(job.task_id, os.path.basename(job.log_dir))
-        if job.phase != "run":
+        if stream_of(job.phase) != "run":
             if await self._setup():
                 await self._run()
         elif not job.launched:
             await self._run()
         else:
             outcome = await self._drive(self._run_gang(), None)
-            if outcome is not None:
-                self._end_run(outcome)
+            if outcome is not None and await self._again(outcome):
+                await self._run()
 
     # --- parts
 
@@ -205,7 +238,19 @@ class Runner:
 
     def _run_gang(self) -> Gang:
         nodes = [self._engine.config.nodes[rank.node] for rank in self._job.placement]
-        return Gang(self._engine.ranks, self._engine.collector, self._job.task_id, "run", nodes, range(len(nodes)))
+        phase = run_phase(self._job.attempt)
+        return Gang(self._engine.ranks, self._engine.collector, self._job.task_id, phase, nodes, range(len(nodes)))
+
+    def _left_s(self, gang: Gang, *, resumed: bool) -> Optional[float]:
+        """How long the gang may go on; None: for ever. The limit is on each attempt's run, setup and queue not counted.
+
+        After a restart of the agent the ranks have a moment to tell that they ended in time.
+        """
+        timeout_s = self._spec.get("timeout_s")
+        if timeout_s is None or stream_of(gang.phase) != "run":
+            return None
+        left = float(timeout_s) - (time.time() - (self._job.run_at or time.time()))
+        return max(left, _RESUME_S if resumed else 0.0)
 
     async def _drive(self, gang: Gang, specs: Optional[Sequence[Mapping[str, Any]]]) -> Optional[Outcome]:
         """Starts (or looks for) the gang and waits for its end; None when a cancel or the job's timeout ended the job."""
@@ -213,8 +258,7 @@ class Runner:
         self._gang = gang
         log_dir = os.path.basename(job.log_dir)
         waiter = asyncio.ensure_future(self._start_and_finish(gang, specs, log_dir))
-        timeout_s = self._spec.get("timeout_s")
-        left = None if timeout_s is None else max(float(timeout_s) - (time.time() - (job.started_at or time.time())), 0.0)
+        left = self._left_s(gang, resumed=specs is None)
         stopper = asyncio.ensure_future(self._wake.wait())
         try:
             both: List[asyncio.Future[Any]] = [waiter, stopper]
@@ -226,11 +270,15 @@ class Runner:
                 await self._after_cancel(gang)
             else:
                 self._killed = await gang.kill_all()
-                self._finish("FAILED", f"timed out after {float(timeout_s or 0):g} s", gang.codes)
+                self._time_out(gang)
             return None
         finally:
             waiter.cancel()
             stopper.cancel()
+
+    def _time_out(self, gang: Gang) -> None:
+        cause = f"timed out after {float(self._spec['timeout_s']):g} s"
+        self._finish("FAILED", cause, gang.codes, first_cause=_TIMED_OUT)
 
     @staticmethod
     async def _wait_started(gang: Gang, waiter: asyncio.Future[Outcome]) -> None:
@@ -262,10 +310,17 @@ class Runner:
         job = self._job
         job.status, job.phase = status, phase
         job.started_at = job.started_at or time.time()
-        self._engine.change(job, status=status, phase=phase, start_at=job.started_at, launched=launched)
+        columns = {"start_at": job.started_at, "launched": launched, "details": job.details()}
+        self._engine.change(job, status=status, phase=phase, **columns)
 
-    def _finish(self, status: str, cause: str, codes: Sequence[Optional[int]]) -> None:
-        self._engine.finish(self._job, status, cause, codes)
+    def _finish(
+        self,
+        status: str,
+        cause: str,
+        codes: Sequence[Optional[int]],
+        first_cause: Optional[Mapping[str, Any]] = None,
+    ) -> None:
+        self._engine.finish(self._job, status, cause, codes, first_cause=first_cause)
 
     async def _release(self) -> None:
         try:
@@ -282,3 +337,17 @@ class Runner:
             await self._engine.ranks.call(node, "forget", self._job.task_id, timeout_s=30.0)
         except (RankError, asyncio.TimeoutError):
             return
+
+
+_TIMED_OUT: Mapping[str, Any] = {
+    "rank": None,
+    "node": "",
+    "exit_code": None,
+    "signal": None,
+    "reason": "timeout",
+    "last_lines": [],
+}
+
+
+def _first_code(outcome: Outcome) -> Optional[int]:
+    return next((code for code in outcome.codes if code), None)
