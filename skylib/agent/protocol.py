@@ -10,7 +10,8 @@ Then requests, answered in any order:
     agent   {"id": 7, "ok": {...}}  or  {"id": 7, "error": {"kind": "not_found", "message": "...", ...facts}}
 A verb that streams sends any number of {"id": 7, "item": {...}} before its "ok" (or "error"). The client ends a stream
 early by {"id": 7, "cancel": true}; the agent answers with "ok" and sends no more items of it. A closed channel ends every request on
-it, never a job.
+it, never a job. A request with "window": <bytes> beside "args" gets no more than about so much ahead of what the client has
+said that it took, by {"id": 7, "taken": <items>} each time; without it items come as fast as the channel takes them.
 
 Verbs (args -> ok):
     ready     {"timeout_s": 60}        -> {"nodes": [{"rank", "node_id", "ip", "alive", "resources": {...}}], "ray_version",
@@ -27,9 +28,14 @@ Verbs (args -> ok):
     wait      {"job_id": 3, "timeout_s": null} -> {"job": Job}     answers when it is terminal, or at the timeout as it is then
     cancel    {"job_ids": [3], "all": false}   -> {"cancelled": [{"job_id", "ended": [pid...], "survivors": [pid...]}]}
                                           neither ids nor all: the newest running job. Answers when the processes are gone
-    logs      {"job_id": 3, "offset": 0, "follow": true} -> stream of {"offset", "next_offset", "rank", "node", "stream",
-                                           "time", "text" (UTF-8) or "b64" (bytes that are no UTF-8), "partial": bool};
-                                          ok: {"job": Job, "offset": <end>}; with follow, ends when the job is terminal and all is sent
+    logs      {"job_id": 3, "offset": 0, "follow": true, "tail": null, "batch": false} -> stream of {"offset", "next_offset",
+                                           "rank", "node", "stream", "time", "text" (UTF-8) or "b64" (bytes that are no UTF-8),
+                                           "partial": bool}; ok: {"job": Job, "offset": <end>}; with follow, ends when the job is
+                                          terminal and all is sent, else with what was there when it was asked. An offset where
+                                          no line begins is refused, kind "bad_offset", facts {"end", "begins"}. tail: from the
+                                          last so many lines on; {"start": <offset>} comes first. batch: lines of one rank that
+                                          were read together are one item, joined by newlines; "prefix": bytes that stand before
+                                          each of them in the merged log ("offset" counts those, too); "partial" is its last line's
     log_files {"job_id": 3}            -> {"log_dir": "...", "files": [{"name", "bytes"}]}   on the head
     autostop  {"idle_minutes": 5, "down": false}  -> {}            negative: off
     setup_state {"hash": "..."}        -> {"done_ranks": [0, 1]}   where setup with this hash has succeeded
@@ -67,7 +73,7 @@ Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank
 
 from __future__ import annotations
 
-__all__ = ["MAX_LINE_BYTES", "PROTOCOL", "TERMINAL", "TOKEN_VARIABLE"]
+__all__ = ["MAX_LINE_BYTES", "PROTOCOL", "RAY_RANK_VARIABLE", "TERMINAL", "TOKEN_VARIABLE"]
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -75,5 +81,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 # Every process that skylib starts on a node (Ray's included) carries this variable with the cluster's id; a job's
 # processes carry SKYPILOT_TASK_ID instead. It is how we know ours, by inheritance and never by a name.
 TOKEN_VARIABLE = "SKYLIB_CLUSTER_ID"
+
+# Processes of a node's Ray, and only they, carry this one as well, with the node's rank.
+RAY_RANK_VARIABLE = "SKYLIB_RAY_RANK"
 
 TERMINAL = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED")

@@ -6,6 +6,7 @@ RAY_memory_monitor_refresh_ms=0  a job's processes are not Ray's: its memory mon
 RAY_worker_niceness          standing actors begin with what each job's start needs: not behind the dashboard (default 15)
 RAY_raylet_client_*          a raylet's own store is asked every 20 ms, not every second, for the same 10 s
 RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
+RAY_health_check_*           the GCS gives up a silent node after 10 s, not after 20 to 60; a break of 5 s does no harm
 RAY_START_HOOK               start_hook.py, which the environment holds; it reads the SKYLIB_RAY_ variables
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from skylib.agent.protocol import TOKEN_VARIABLE
+from skylib.agent.protocol import RAY_RANK_VARIABLE, TOKEN_VARIABLE
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.ports import HeadPorts, NodePorts
 from skylib.transport.command import Command
@@ -25,6 +26,13 @@ __all__ = ["OBJECT_STORE_BYTES", "START_HOOK", "RayNode", "head_start", "rank_re
 
 OBJECT_STORE_BYTES = 128 * 1024 * 1024
 START_HOOK = "skylib_start_hook.trim"
+
+_HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1500",
+    "RAY_health_check_failure_threshold": "4",
+}
 
 # A clean environment: the caller's RAY_*, PYTHONPATH, CUDA_VISIBLE_DEVICES and proxies (gRPC obeys those, even for
 # addresses next door) are none of this Ray's business. "$@" begins with assignments, which `env` takes.
@@ -121,6 +129,7 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
     return {
         "PATH": f"{node.layout.runtime_env}/bin:{_SYSTEM_PATH}",
         TOKEN_VARIABLE: cluster_id,
+        RAY_RANK_VARIABLE: str(node.rank),
         "RAY_SCHEDULER_EVENTS": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_worker_maximum_startup_concurrency": str(3 * node.cpus),
@@ -128,6 +137,7 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_niceness": "0",
+        **_HEALTH_CHECKS,
         "RAY_raylet_client_connect_timeout_milliseconds": "20",
         "RAY_raylet_client_num_connect_attempts": "500",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
