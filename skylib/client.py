@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -20,6 +21,7 @@ from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
 from skylib.ops import adopt, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.ops.settings import Settings
+from skylib.ops.timer import lease_seconds, timer_of
 from skylib.results import CostReport
 from skylib.session import Session
 
@@ -67,12 +69,16 @@ class Client:
         fast: bool = False,
         no_setup: bool = False,
         timeout_s: float | None = None,
+        lease: str | float | timedelta | None = None,
     ) -> Job:
         """Make the cluster stand if it does not, bring the files, queue the job. Done when the job is queued.
 
         A cluster that is UP is used as it is. key: the same key returns the job it was first used for. fast: skip setup
         where the same one has succeeded. no_setup: never run it. down: release the cluster when it is idle (for
         idle_minutes_to_autostop, by default one). retry_until_up: wait for hosts that are held now. timeout_s: for all.
+        lease ("2h", "90m", 7200 seconds, a timedelta): the nodes end the cluster, running jobs included, and give
+        themselves back when no client was in contact for so long. Contact is any verb that asks the cluster; a `wait` or
+        a followed log is one as long as it lasts. None: a cluster that has a lease keeps it.
         Raises InvalidSpecError, NoOfferError, NoCapacityError, PreflightError, BringUpError, StagingError, ClusterBusy,
         TransportError; a launch that fails leaves no process, no held host and no record behind.
         """
@@ -84,6 +90,7 @@ class Client:
             fast=fast,
             no_setup=no_setup,
             timeout_s=timeout_s,
+            lease_s=lease_seconds(lease),
         )
         name, done = launch.launch(self._session, task, cluster_name, options)
         return self._job(name, done)
@@ -131,9 +138,25 @@ class Client:
         """
         return lifecycle.down(self._session, name, purge=purge)
 
-    def autostop(self, name: str, idle_minutes: float, *, down: bool = False) -> None:
-        """Let the nodes end Ray by themselves after so long without a job (0: one minute); negative: never."""
-        lifecycle.autostop(self._session, name, idle_minutes, down=down)
+    def autostop(
+        self,
+        name: str,
+        idle_minutes: float,
+        *,
+        down: bool = False,
+        wait_for: str = "jobs_and_ssh",
+        hook: str | None = None,
+        hook_timeout_s: float | None = None,
+    ) -> None:
+        """Let the nodes end Ray by themselves after so long without work (0: one minute); negative: never.
+
+        wait_for: what counts as work, "jobs_and_ssh" (jobs, and terminals over SSH on the head), "jobs", or "none" (the
+        time since the last setting or job's start). hook: a script that runs on the head before that, in the account's
+        login environment, with SKYPILOT_HOOK_EVENT=stop (or down), its output in ~/.sky/hooks/<event>.log there, for
+        hook_timeout_s (by default an hour); its failure keeps nothing from ending.
+        """
+        setting = timer_of(idle_minutes, down=down, wait_for=wait_for, hook=hook, hook_timeout_s=hook_timeout_s)
+        lifecycle.autostop(self._session, name, setting)
 
     def reconcile(self, names: str | Iterable[str] | None = None) -> list[Reconciled]:
         """Finish or undo what processes that died had begun, on all clusters (or `names`) at once; what was done, and why.

@@ -35,7 +35,8 @@ class NodeConfig(NamedTuple):
 
 
 class AgentConfig(NamedTuple):
-    """path: the file that this was read from. autostop: {"idle_minutes", "down"} or None.
+    """path: the file that this was read from. autostop: as the verb of that name has it, or None. standing: which of the
+    cluster's beginnings this is; an agent that is begun anew finds the same. lease_s: None for no lease.
 
     ray_start: None where the agent is not to keep Ray. node_lost_s: for how long Ray may be without a node before its
     ranks are lost; None for what presence.py thinks right.
@@ -60,6 +61,8 @@ class AgentConfig(NamedTuple):
     autostop: Optional[Dict[str, Any]]
     ray_start: Optional[RayStart] = None
     node_lost_s: Optional[float] = None
+    standing: str = ""
+    lease_s: Optional[float] = None
 
     @property
     def sky(self) -> str:
@@ -143,4 +146,6 @@ def load_config(path: str) -> AgentConfig:
         autostop=data.get("autostop"),
         ray_start=_ray_start(data.get("ray_start")),
         node_lost_s=float(data["node_lost_s"]) if data.get("node_lost_s") else None,
+        standing=str(data.get("standing") or ""),
+        lease_s=float(data["lease_s"]) if data.get("lease_s") else None,
     )

@@ -10,18 +10,37 @@ from skylib.models.converters import any_text, boolean
 from skylib.models.spec_errors import check_keys, place_errors, shown, spec_error, within
 from skylib.models.units import parse_idle_minutes, whole_number
 
-__all__ = ["Autostop", "JobRecovery", "parse_autostop", "parse_job_recovery"]
+__all__ = [
+    "MAX_HOOK",
+    "WAIT_FOR",
+    "Autostop",
+    "JobRecovery",
+    "parse_autostop",
+    "parse_hook",
+    "parse_job_recovery",
+    "parse_wait_for",
+]
 
-_WAIT_FOR = ("jobs_and_ssh", "jobs", "none")
+WAIT_FOR = ("jobs_and_ssh", "jobs", "none")
+MAX_HOOK = 16 * 1024
 _AUTOSTOP_KEYS = ("idle_minutes", "down", "wait_for", "hook", "hook_timeout")
 _RECOVERY_KEYS = ("strategy", "max_restarts_on_errors", "recover_on_exit_codes")
 
 
-def _wait_for(value: str | None) -> str:
-    chosen = _WAIT_FOR[0] if value is None else value.lower() if isinstance(value, str) else value
-    if chosen not in _WAIT_FOR:
-        raise spec_error(f"expected one of {', '.join(_WAIT_FOR)}, got {shown(value)}")
+def parse_wait_for(value: object) -> str:
+    """What keeps a cluster awake; None is the first of WAIT_FOR. Raises InvalidSpecError."""
+    chosen = WAIT_FOR[0] if value is None else value.lower() if isinstance(value, str) else value
+    if not isinstance(chosen, str) or chosen not in WAIT_FOR:
+        raise spec_error(f"expected one of {', '.join(WAIT_FOR)}, got {shown(value)}")
     return chosen
+
+
+def parse_hook(value: object) -> str | None:
+    """A script, None for none. Raises InvalidSpecError when it is longer than MAX_HOOK, as SkyPilot does."""
+    text = None if value is None else any_text(value)
+    if text is not None and len(text.encode("utf-8", "surrogateescape")) > MAX_HOOK:
+        raise spec_error(f"a hook has at most {MAX_HOOK} bytes, not {len(text)}")
+    return text if text and text.strip() else None
 
 
 def _optional_text(value: str | None) -> str | None:
@@ -37,15 +56,15 @@ class Autostop:
     """Stop (or with `down`, take down) the cluster after `idle_minutes` (1 or more) without what `wait_for` names.
 
     enabled is False for an explicit `autostop: false`, which is not the same as saying nothing: it also overrules
-    `launch(down=True)`. wait_for: "jobs_and_ssh", "jobs" or "none". hook and hook_timeout (seconds): SkyPilot's older
-    form of a command to run before.
+    `launch(down=True)`. wait_for: "jobs_and_ssh", "jobs" or "none". hook: a script that runs on the head before, for
+    hook_timeout seconds at most (by default an hour).
     """
 
     idle_minutes: int = attrs.field(default=1, converter=parse_idle_minutes)
     down: bool = attrs.field(default=False, converter=boolean)
-    wait_for: str = attrs.field(default="jobs_and_ssh", converter=_wait_for)
+    wait_for: str = attrs.field(default="jobs_and_ssh", converter=parse_wait_for)
     enabled: bool = attrs.field(default=True, converter=boolean)
-    hook: str | None = attrs.field(default=None, converter=_optional_text)
+    hook: str | None = attrs.field(default=None, converter=parse_hook)
     hook_timeout: int | None = attrs.field(default=None, converter=_optional_timeout)
 
     def to_plain(self) -> object:

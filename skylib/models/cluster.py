@@ -50,10 +50,17 @@ class ClusterStatus(str, Enum):
 
 @attrs.frozen(kw_only=True)
 class AutostopRecord:
-    """idle_minutes: after how long without a job the node ends Ray by itself. down: release the hosts, too."""
+    """idle_minutes: after how long without work the nodes end Ray by themselves. down: release the hosts, too.
+
+    wait_for: what counts as work, "jobs_and_ssh", "jobs" or "none" (then it is the time since the timer was set, or a job
+    began). hook: a script that runs on the head before, for hook_timeout_s at most (None: an hour).
+    """
 
     idle_minutes: float
     down: bool = False
+    wait_for: str = "jobs_and_ssh"
+    hook: str | None = None
+    hook_timeout_s: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -94,7 +101,8 @@ class NodeRecord:
 class ClusterRecord:
     """What is known of a cluster. Times are unix seconds. cluster_id: unique for each life of a name.
 
-    resources: the request it was made for, as YAML-able data. setup_seen: nothing is kept here; nodes know.
+    resources: the request it was made for, as YAML-able data. setup_seen: nothing is kept here; nodes know. lease_s: for
+    how long without a client's contact the nodes keep it, None for ever.
     """
 
     name: str
@@ -112,6 +120,7 @@ class ClusterRecord:
     autostop: AutostopRecord | None = None
     owner: str = ""
     last_use: str = ""
+    lease_s: float | None = None
 
     @property
     def head(self) -> NodeRecord:

@@ -79,6 +79,7 @@ class Discovered:
     job_ids: JobIds = attrs.field(factory=JobIds)
     resources: Mapping[str, object] = attrs.field(factory=dict, eq=False)
     autostop: AutostopRecord | None = None
+    lease_s: float | None = None
     problems: Mapping[str, str] = attrs.field(factory=FrozenMap)
 
     @property

@@ -14,6 +14,7 @@ from typing import TypeVar
 import attrs
 
 from skylib.errors import InvalidSpecError
+from skylib.models.autostop import MAX_HOOK, WAIT_FOR
 from skylib.models.cluster import AutostopRecord, check_cluster_name
 from skylib.models.frozen_map import FrozenMap
 from skylib.models.node import Gpu, HostAddress
@@ -116,6 +117,7 @@ class ClusterMark:
     launched_at: float = 0.0
     resources: Mapping[str, object] = attrs.field(factory=dict, eq=False)
     autostop: AutostopRecord | None = None
+    lease_s: float | None = None
     members: tuple[MarkMember, ...] = ()
     ray_port: int = 0
     dashboard_port: int = 0
@@ -141,6 +143,7 @@ class ClusterMark:
             "launched_at": self.launched_at,
             "resources": dict(self.resources),
             "autostop": attrs.asdict(self.autostop) if self.autostop else None,
+            "lease_s": self.lease_s,
             "members": [member.to_json() for member in self.members],
             "ports": {"ray": self.ray_port, "dashboard": self.dashboard_port},
             "versions": dict(self.versions),
@@ -186,6 +189,7 @@ def _mark(data: Mapping[str, object], schema: int) -> ClusterMark:
         launched_at=_number(data, "launched_at"),
         resources=_plain(dict(_map(data, "resources"))),
         autostop=_autostop(data),
+        lease_s=_maybe(data, "lease_s", _number) or None,
         members=members,
         ray_port=_count(data if schema == 1 else ports, "ray_port" if schema == 1 else "ray"),
         dashboard_port=_count(ports, "dashboard"),
@@ -267,7 +271,16 @@ def _autostop(data: Mapping[str, object]) -> AutostopRecord | None:
     given = _map(data, "autostop")
     if not given:
         return None
-    return AutostopRecord(idle_minutes=_number(given, "idle_minutes"), down=given.get("down") is True)
+    wait_for, hook = given.get("wait_for"), given.get("hook")
+    if hook is not None and (not isinstance(hook, str) or "\0" in hook or len(hook) > MAX_HOOK):
+        raise ValueError(f"its hook is {_shown(hook)}")
+    return AutostopRecord(
+        idle_minutes=_number(given, "idle_minutes"),
+        down=given.get("down") is True,
+        wait_for=wait_for if isinstance(wait_for, str) and wait_for in WAIT_FOR else WAIT_FOR[0],
+        hook=hook or None,
+        hook_timeout_s=_maybe(given, "hook_timeout_s", _number) or None,
+    )
 
 
 def _maybe(data: Mapping[str, object], name: str, read: Callable[[Mapping[str, object], str], _T]) -> _T | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 
 import attrs
 
@@ -21,6 +22,7 @@ __all__ = [
     "parse_amount",
     "parse_disk_gb",
     "parse_idle_minutes",
+    "parse_lease_s",
     "parse_memory",
     "parse_ports",
     "parse_size_gb",
@@ -33,6 +35,9 @@ _AMOUNT = re.compile(rf"{_NUMBER}\s*(?P<unit>[A-Za-z]*)\s*(?P<plus>\+?)", re.ASC
 _DURATION = re.compile(r"(?P<count>\d+)\s*(?P<unit>[mhdw]?)", re.ASCII | re.IGNORECASE)
 _PORTS = re.compile(r"\s*(?P<first>\d{1,5})\s*(?:-\s*(?P<last>\d{1,5})\s*)?", re.ASCII)
 _MINUTES = {"": 1, "m": 1, "h": 60, "d": 24 * 60, "w": 7 * 24 * 60}
+_LEASE = re.compile(rf"{_NUMBER}\s*(?P<unit>[smhdw])", re.ASCII | re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+_SHORTEST_LEASE_S = 10.0
 _POWERS = {"k": -2, "m": -1, "g": 0, "t": 1, "p": 2}
 _GB = {letter + tail: 1024.0**power for letter, power in _POWERS.items() for tail in ("", "b", "i", "ib")}
 _LAST_PORT = 65535
@@ -144,6 +149,26 @@ def parse_idle_minutes(value: object) -> int:
             raise spec_error(f'expected minutes, or a duration such as "30m", "2h", "1d" or "1w", got {shown(value)}')
         value = int(match["count"]) * _MINUTES[match["unit"].lower()]
     return max(1, whole_number(value, least=0))
+
+
+def parse_lease_s(value: object) -> float | None:
+    """Seconds: "2h", "90m", "45s", "1d", "1w", 7200, a timedelta; None for none. At least 10, for contact takes time."""
+    if value is None:
+        return None
+    expected = 'expected a duration such as "2h", "90m", "1d", seconds, or a timedelta'
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    elif isinstance(value, str):
+        match = _LEASE.fullmatch(value.strip())
+        if match is None:
+            raise spec_error(f"{expected}, got {shown(value)}")
+        value = float(match["number"]) * _SECONDS[match["unit"].lower()]
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise spec_error(f"{expected}, got {shown(value)}")
+    seconds = positive_number(value)
+    if seconds < _SHORTEST_LEASE_S:
+        raise spec_error(f"a lease has at least {_SHORTEST_LEASE_S:g} seconds, got {shown(value)}")
+    return seconds
 
 
 def parse_ports(value: object) -> tuple[PortRange, ...]:

@@ -94,8 +94,3 @@ def _in_resources(resources: Resources) -> Iterator[str]:
         value = getattr(resources, field.name)
         if field.name in RESOURCES_NOT_YET and value != getattr(_RESOURCES, field.name):
             yield field.name
-    if resources.autostop is not None:
-        if resources.autostop.wait_for == "none":
-            yield "autostop.wait_for"
-        if resources.autostop.hook is not None:
-            yield "autostop.hook"

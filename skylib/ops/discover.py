@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from typing import Any
 
 import attrs
 
@@ -142,8 +143,15 @@ def _ask_agent(session: Session, found: Discovered, events: EventSink) -> Discov
         health=ClusterHealth.UP if whole and not stopping else ClusterHealth.NOT_WHOLE,
         half_made=False,
         stopping=stopping,
-        autostop=AutostopRecord(idle_minutes=timer["idle_minutes"], down=bool(timer["down"])) if timer else None,
+        autostop=_timer(timer) if isinstance(timer, dict) else None,
+        lease_s=info["lease_s"] if isinstance(info.get("lease_s"), (int, float)) else found.lease_s,
     )
+
+
+def _timer(told: Mapping[str, Any]) -> AutostopRecord:
+    """As an agent tells it; one of an older version says less."""
+    known = {field.name for field in attrs.fields(AutostopRecord)}
+    return AutostopRecord(**{name: value for name, value in told.items() if name in known})
 
 
 def _with_problem(found: Discovered, host: str, error: SkyError, health: ClusterHealth) -> Discovered:

@@ -24,7 +24,7 @@ from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, p
 from skylib.ops.holding import hold
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
-from skylib.ops.timer import kept_busy, set_timer
+from skylib.ops.timer import kept_busy, set_lease, set_timer
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan
 
@@ -45,6 +45,7 @@ class Options:
     fast: bool = False
     no_setup: bool = False
     timeout_s: float | None = None
+    lease_s: float | None = None
 
 
 def name_for(session: Session, task: Task) -> str:
@@ -61,10 +62,23 @@ def autostop_of(task: Task, options: Options, known: AutostopRecord | None = Non
     wanted: Autostop | None = task.resources.autostop
     down = options.down or bool(wanted and wanted.enabled and wanted.down)
     if options.idle_minutes is not None:
-        return AutostopRecord(idle_minutes=options.idle_minutes or 1, down=down) if options.idle_minutes >= 0 else None
+        return _timer(options.idle_minutes or 1, down, wanted) if options.idle_minutes >= 0 else None
     if wanted is not None:
-        return AutostopRecord(idle_minutes=wanted.idle_minutes, down=down) if wanted.enabled else None
+        return _timer(wanted.idle_minutes, down, wanted) if wanted.enabled else None
     return AutostopRecord(idle_minutes=1, down=True) if options.down else known
+
+
+def _timer(idle_minutes: float, down: bool, wanted: Autostop | None) -> AutostopRecord:
+    """With what the task says of the rest."""
+    if wanted is None or not wanted.enabled:
+        return AutostopRecord(idle_minutes=idle_minutes, down=down)
+    return AutostopRecord(
+        idle_minutes=idle_minutes,
+        down=down,
+        wait_for=wanted.wait_for,
+        hook=wanted.hook,
+        hook_timeout_s=wanted.hook_timeout if wanted.hook is not None else None,
+    )
 
 
 def launch(session: Session, asked: Task | Plan, name: str | None, options: Options) -> tuple[str, Submitted]:
@@ -144,6 +158,8 @@ def _launch(session: Session, work: _Work) -> Submitted:
         timer = autostop_of(work.task, work.options, record.autostop)
         if timer != record.autostop:
             record = set_timer(session, record, timer)
+        if work.options.lease_s is not None:
+            record = set_lease(session, record, work.options.lease_s)
         return _submit(session, work, record)
 
 
@@ -163,6 +179,7 @@ def _on_new(session: Session, work: _Work) -> Submitted:
             cluster_id=cluster_id,
             intent=intent,
             autostop=autostop_of(work.task, work.options),
+            lease_s=work.options.lease_s,
             beside=lambda places: deliver_to(session, work.files, places, work.events),
             timeout_s=max(1.0, work.left_s(session.config.provision.timeout_s)),
         )

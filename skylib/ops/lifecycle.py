@@ -92,12 +92,8 @@ def _clean_again(session: Session, name: str, events: EventSink) -> DownReceipt:
         return clean_again(session, past, events)
 
 
-def autostop(session: Session, name: str, idle_minutes: float, *, down: bool = False) -> None:
-    """Have the nodes stop (with `down`, release) the cluster by themselves after so long without a job.
-
-    0 counts as one minute, as SkyPilot has it; negative: never.
-    """
+def autostop(session: Session, name: str, setting: AutostopRecord | None) -> None:
+    """Have the nodes stop (with `down`, release) the cluster by themselves after so long without work; None: never."""
     with session.operation("autostop", name) as events, hold(session, name, "autostop", events):
         record = require_up(session, name)
-        setting = AutostopRecord(idle_minutes=idle_minutes or 1, down=down) if idle_minutes >= 0 else None
         set_timer(session, record, setting)

@@ -180,6 +180,7 @@ def _cluster(
         job_ids=job_ids,
         resources=mark.resources,
         autostop=mark.autostop,
+        lease_s=mark.lease_s,
         problems=FrozenMap(problems),
     )
 
@@ -324,6 +325,7 @@ def record_of(found: Discovered, *, at: float, owner: str) -> ClusterRecord:
         dashboard_port=found.dashboard_port,
         ray_version=found.versions.get("ray", ""),
         autostop=found.autostop,
+        lease_s=found.lease_s,
         owner=owner,
         last_use="adopt",
     )

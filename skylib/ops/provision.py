@@ -50,6 +50,7 @@ def make(
     cluster_id: str,
     intent: int,
     autostop: AutostopRecord | None,
+    lease_s: float | None = None,
     beside: Beside,
     timeout_s: float,
 ) -> ClusterRecord:
@@ -72,6 +73,7 @@ def make(
         autostop=autostop,
         owner=session.user_hash,
         last_use="launch",
+        lease_s=lease_s,
     )
     begun = False
     try:
@@ -137,6 +139,7 @@ def _bring_up(
         home=str(session.home.root),
         members=members,
         autostop=record.autostop,
+        lease_s=record.lease_s,
         launched_at=record.launched_at,
         resources=record.resources,
     )

@@ -91,6 +91,7 @@ def restore_files(transport: Transport, node: NodeRecord, record: ClusterRecord,
         bundle_sha256=bundle.sha256,
         autostop=record.autostop,
         ray_start=None,
+        lease_s=record.lease_s,
     )
     mark = cluster_mark(
         plans[node.rank],
@@ -104,6 +105,7 @@ def restore_files(transport: Transport, node: NodeRecord, record: ClusterRecord,
         launched_at=record.launched_at,
         resources=record.resources,
         autostop=record.autostop,
+        lease_s=record.lease_s,
     )
     target = f"{layout_of(node).agent_dir}/{bundle.sha256}.pyz"
     command, stdin = write_files(plans[node.rank], config, mark, target)

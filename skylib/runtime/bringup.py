@@ -86,6 +86,7 @@ class Site:
     home: str
     members: tuple[Member, ...]
     autostop: AutostopRecord | None = None
+    lease_s: float | None = None
     launched_at: float = 0.0
     resources: Mapping[str, object] = attrs.field(factory=dict)
 
@@ -232,7 +233,8 @@ def _told(member: Member) -> HostAddress:
 def _deliver_files(
     site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bundle: Bundle, ray_version: str, tools: Tools
 ) -> None:
-    names = {"cluster": site.cluster, "cluster_id": site.cluster_id, "infra": site.infra}
+    names: dict[str, Any] = {"cluster": site.cluster, "cluster_id": site.cluster_id, "infra": site.infra}
+    names["lease_s"] = site.lease_s
 
     def deliver(pair: tuple[Member, NodePlan]) -> None:
         member, node = pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,8 +152,12 @@ def agent_config(
     bundle_sha256: str,
     autostop: AutostopRecord | None,
     ray_start: Command | None = None,
+    lease_s: float | None = None,
 ) -> dict[str, object]:
-    """The content of agent.json. ray_start: what starts this node's Ray, for its agent to repeat; None: never."""
+    """The content of agent.json. ray_start: what starts this node's Ray, for its agent to repeat; None: never.
+
+    `standing` is another one whenever the cluster is brought up: agents know a beginning from a restart of theirs by it.
+    """
     return {
         "protocol": PROTOCOL,
         "cluster": cluster,
@@ -183,6 +188,8 @@ def agent_config(
             for each in nodes
         ],
         "autostop": attrs.asdict(autostop) if autostop else None,
+        "lease_s": lease_s,
+        "standing": uuid.uuid4().hex,
         "ray_start": {"argv": list(ray_start.words()), "env": dict(ray_start.env)} if ray_start else None,
     }
 
@@ -202,6 +209,7 @@ def cluster_mark(
     launched_at: float = 0.0,
     resources: Mapping[str, object] | None = None,
     autostop: AutostopRecord | None = None,
+    lease_s: float | None = None,
 ) -> dict[str, object]:
     """The content of this node's cluster.json: who holds the account, who belongs to it, all that a record is made of."""
     return ClusterMark(
@@ -214,6 +222,7 @@ def cluster_mark(
         launched_at=launched_at,
         resources=resources or {},
         autostop=autostop,
+        lease_s=lease_s,
         members=tuple(_mark_member(each) for each in nodes),
         ray_port=ray_port,
         dashboard_port=dashboard_port,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from skylib.errors import ClusterNotFound, ClusterNotUp, InvalidSpecError, NoCapacityError, NoOfferError, SkyError
-from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.ops import execute, launch, lifecycle, status
@@ -183,7 +183,8 @@ class CrashMachine(RuleBasedStateMachine):
     def autostop(self, which: int, idle: float, down: bool, point: Point | None) -> None:
         home, name = self._cluster(which)
         refusals = (SkyError,) if self._broken(home, name) else (ClusterNotFound, ClusterNotUp)
-        act = lambda session: lifecycle.autostop(session, name, idle, down=down)  # noqa: E731
+        timer = AutostopRecord(idle_minutes=idle, down=down) if idle >= 0 else None
+        act = lambda session: lifecycle.autostop(session, name, timer)  # noqa: E731
         self._call(home, point, "autostop", act, *refusals)
 
     @rule(home=_homes, point=_points("reconcile"))

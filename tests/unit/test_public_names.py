@@ -41,7 +41,7 @@ PUBLIC = {
 # Positional parameters, "*", keyword-only ones. Names and order are what callers rely on: SkyPilot's where it has the verb.
 CLIENT = {
     "__init__": "home * config events",
-    "launch": "task cluster_name * key idle_minutes_to_autostop down retry_until_up fast no_setup timeout_s",
+    "launch": "task cluster_name * key idle_minutes_to_autostop down retry_until_up fast no_setup timeout_s lease",
     "exec": "task_or_command cluster_name * key",
     "plan": "task cluster_name",
     "status": "names * refresh timeout_s",
@@ -49,7 +49,7 @@ CLIENT = {
     "start": "name",
     "stop": "name",
     "down": "name * purge",
-    "autostop": "name idle_minutes * down",
+    "autostop": "name idle_minutes * down wait_for hook hook_timeout_s",
     "reconcile": "names",
     "queue": "name",
     "job": "name job_id",

@@ -39,7 +39,8 @@ MARK: dict[str, Any] = {
     "rank": 0,
     "launched_at": 1700000000.25,
     "resources": {"cpus": "4+", "any_of": [{"infra": "ssh/lab"}]},
-    "autostop": {"idle_minutes": 5.0, "down": True},
+    "autostop": {"idle_minutes": 5.0, "down": True, "wait_for": "jobs", "hook": "echo\nbye", "hook_timeout_s": 60.0},
+    "lease_s": 7200.0,
     "members": [MEMBER],
     "ports": {"ray": 6380, "dashboard": 8266},
     "versions": {"skylib": "0.1.0", "protocol": "1", "ray": "2.9.3"},
@@ -73,7 +74,10 @@ def test_a_mark_is_read_whole() -> None:
         kind="ssh", host="gpu1", user="ann", port=2222, proxy_jump="a@b:2"
     )
     assert mark.members[0].gpus == (Gpu(index=0, name="A100", memory_gib=40.0, uuid="GPU-1"),)
-    assert mark.autostop == AutostopRecord(idle_minutes=5.0, down=True)
+    assert mark.autostop == AutostopRecord(
+        idle_minutes=5.0, down=True, wait_for="jobs", hook="echo\nbye", hook_timeout_s=60.0
+    )
+    assert mark.lease_s == 7200.0
     assert (mark.ray_port, mark.dashboard_port, list(mark.job_ids)) == (6380, 8266, [1, 2, 3, 4, 5, 9])
 
 

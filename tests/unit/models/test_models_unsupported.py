@@ -105,8 +105,6 @@ def test_fields_acted_on(task):
         (Task(workdir={"url": "https://example.org/x.git"}), ("workdir (git repository)",)),
         (Task(file_mounts={"/x": "s3://b", "/y": "./y"}), ("file_mounts[/x] (bucket URL)",)),
         (Task(file_mounts={"/x": {"source": "./y"}}), ("file_mounts[/x] (storage)",)),
-        (Task(resources={"autostop": {"wait_for": "none"}}), ("resources.autostop.wait_for",)),
-        (Task(resources={"autostop": {"hook": "x"}}), ("resources.autostop.hook",)),
         (Task(resources={"use_spot": True}, service={}), ("resources.use_spot", "service")),
     ],
 )

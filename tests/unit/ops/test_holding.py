@@ -14,7 +14,7 @@ import pytest
 
 from skylib.errors import ClusterNotFound, ClusterNotUp, JobNotFound, StateError
 from skylib.events import Event, Phase, discard
-from skylib.models.cluster import ClusterRecord, ClusterStatus
+from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
 from skylib.models.job import JobStatus
 from skylib.models.node import HostAddress
 from skylib.models.receipts import Reconciled, Settled
@@ -222,7 +222,7 @@ def test_a_new_timer_replaces_one_that_was_begun(session: Session):
     """What could not be settled before does not come back after it."""
     launch_it(session)
     leave(session, "autostop", session.require("c"), timer={"idle_minutes": 7, "down": True})
-    lifecycle.autostop(session, "c", 60)
+    lifecycle.autostop(session, "c", AutostopRecord(idle_minutes=60))
     assert reconcile(session) == []
     timer = session.require("c").autostop
     assert timer is not None
