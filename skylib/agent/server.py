@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Set, Union
 
+from .flow import Window
 from .protocol import MAX_LINE_BYTES, PROTOCOL
 from .refused import Refused
 
@@ -75,6 +76,10 @@ class Server:
                 self._connections.discard(task)
 
 
+def _encode(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
 def _is_own(peer: socket.socket) -> bool:
     data = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return struct.unpack("3i", data)[1] in (os.geteuid(), 0)
@@ -86,6 +91,7 @@ class _Connection:
         self._writer = writer
         self._verbs = verbs
         self._requests: Dict[Union[int, str], asyncio.Task[None]] = {}
+        self._windows: Dict[Union[int, str], Window] = {}
         self._drain_lock = asyncio.Lock()
 
     async def greet(self, hello: Mapping[str, Any]) -> bool:
@@ -117,11 +123,21 @@ class _Connection:
                 if task is not None:
                     task.cancel()
                 continue
+            if "taken" in request:
+                if number in self._windows:
+                    self._windows[number].taken(int(request["taken"]))
+                continue
             self._requests[number] = asyncio.ensure_future(self._answer(number, request))
 
     async def _answer(self, number: Union[int, str], request: Mapping[str, Any]) -> None:
+        window = self._windows[number] = Window(request.get("window"))
+
         async def send(items: List[Dict[str, Any]]) -> None:
-            await self._send([{"id": number, "item": item} for item in items])
+            await window.wait()
+            lines = [_encode({"id": number, "item": item}) for item in items]
+            for line in lines:
+                window.sent(len(line))
+            await self._write(lines)
 
         try:
             verb = self._verbs.get(str(request.get("verb")))
@@ -142,16 +158,20 @@ class _Connection:
             _log.exception("request %s: %s", number, request.get("verb"))
             reply = {"error": {"kind": "internal", "message": repr(exc)}}
         self._requests.pop(number, None)
+        self._windows.pop(number, None)
         try:
             await self._send([{"id": number, **reply}])
         except ConnectionError:
             return
 
     async def _send(self, messages: List[Dict[str, Any]]) -> None:
+        await self._write([_encode(message) for message in messages])
+
+    async def _write(self, lines: List[bytes]) -> None:
         """Waits while the other side does not read."""
         if self._writer.is_closing():
             raise ConnectionResetError("the connection is closed")
-        self._writer.write(b"".join(json.dumps(message, separators=(",", ":")).encode() + b"\n" for message in messages))
+        self._writer.write(b"".join(lines))
         async with self._drain_lock:  # before Python 3.12 only one may wait
             await self._writer.drain()
 

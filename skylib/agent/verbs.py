@@ -11,9 +11,9 @@ from .autostop import idle_seconds, parse_autostop
 from .config import AgentConfig
 from .engine import Engine
 from .link import RankError
-from .merged import MergedReader
 from .refused import Refused
 from .server import Send, Verb
+from .streams import LogVerbs
 
 __all__ = ["HeadVerbs", "Keeper", "only_reading", "worker_verbs"]
 
@@ -52,6 +52,7 @@ class HeadVerbs:
         self._keeper = keeper
 
     def table(self) -> Dict[str, Verb]:
+        logs = LogVerbs(self._engine, lambda: self._keeper.asleep)
         return {
             "ready": self.ready,
             "info": self.info,
@@ -61,8 +62,8 @@ class HeadVerbs:
             "job": self.job,
             "wait": self.wait,
             "cancel": self.cancel,
-            "logs": self.logs,
-            "log_files": self.log_files,
+            "logs": logs.logs,
+            "log_files": logs.log_files,
             "autostop": self.autostop,
             "setup_state": self.setup_state,
             "stop_nodes": self.stop_nodes,
@@ -142,35 +143,6 @@ class HeadVerbs:
     async def cancel(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         job_ids = [int(job_id) for job_id in args.get("job_ids") or []]
         return {"cancelled": await self._engine.cancel(job_ids, everything=bool(args.get("all")))}
-
-    async def logs(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
-        job = self._engine.find(args.get("job_id"))
-        reader = MergedReader(job.log_dir, int(args.get("offset") or 0))
-        changed = self._engine.listen(job.job_id)
-        try:
-            while True:
-                changed.clear()
-                over = job.is_terminal or self._keeper.asleep or not args.get("follow", True)
-                items = reader.read()
-                if items:
-                    await send(items)
-                    await asyncio.sleep(0)
-                elif over:
-                    break
-                else:
-                    await changed.wait()
-        finally:
-            self._engine.unlisten(job.job_id, changed)
-        return {"job": self._engine.show(job), "offset": reader.offset}
-
-    async def log_files(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
-        job = self._engine.find(args.get("job_id"))
-        files = []
-        for folder, _, names in os.walk(job.log_dir):
-            for name in names:
-                path = os.path.join(folder, name)
-                files.append({"name": os.path.relpath(path, job.log_dir), "bytes": os.stat(path).st_size})
-        return {"log_dir": job.log_dir, "files": sorted(files, key=lambda file: str(file["name"]))}
 
     async def autostop(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         self._keeper.set_autostop(parse_autostop(args))
