@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes longer to import than all the rest here
     from typing import Dict, List, NoReturn
 
-__all__ = ["ENDED", "STARTED", "Spec", "main", "write_file"]
+__all__ = ["ENDED", "STARTED", "Spec", "main", "stand", "write_file"]
 
 STARTED = b"started"
 ENDED = "ended"  # beside `pids`, written by those who end the whole cluster: the rank did not end by itself
@@ -248,15 +248,20 @@ def main() -> NoReturn:
     spec = Spec.from_bytes(sys.stdin.buffer.read())
     if os.fork():
         os._exit(0)
-    os.setsid()
     answer = os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):
         os.dup2(null, target)
     os.close(null)
+    stand(spec, answer)
+
+
+def stand(spec: Spec, answer: int) -> NoReturn:
+    """Sees one rank through, in a session of its own, as nobody's child. answer: a descriptor that is told and closed."""
     try:
+        os.setsid()
         _supervise(spec, answer)
     except OSError as exc:
-        _write_exit(spec.state_dir, 127 << 8)
         os.write(answer, str(exc).encode())
-    os._exit(0)
+    finally:
+        os._exit(0)
