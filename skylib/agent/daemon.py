@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
 from typing import Any, Dict, List, Optional
 
-from .autostop import Autostop, parse_autostop, stop_due_in
+from .autostop import Autostop
 from .config import AgentConfig
 from .db import JobsDb
 from .ending import end_cluster
 from .engine import Engine
+from .idleness import Idleness
+from .lease import Lease
 from .link import RankError, Ranks
+from .lookout import Lookout
 from .mark import MarkKeeper
 from .processes import ancestors, own
 from .protocol import PROTOCOL
+from .rayhold import RayHold
+from .rejoin import Rejoin
+from .release import HeadRelease, WorkerRelease, begun_end
 from .server import Server, Verb
-from .supervisor import write_file
 from .verbs import HeadVerbs, Keeper, only_reading, worker_verbs
 
 __all__ = ["Daemon"]
 
 _log = logging.getLogger(__name__)
-_NODE_LOST_S = 12.0
 _TICK_S = 1.0
-_START_GRACE_S = 900.0
 _GRACE_S = 3.0
 _GONE_S = 6.0
 _ASLEEP_S = 300.0
-_ACTIVE_KEY = "last_event"
-_AUTOSTOP_KEY = "autostop"
 
 
 class Daemon(Keeper):
@@ -46,14 +46,17 @@ class Daemon(Keeper):
         self.asleep = asleep
         self._asleep_s = asleep_s
         self._ranks = ranks
-        self.started_at = self.last_event = time.time()
-        self.autostop: Optional[Autostop] = None
+        self.started_at = time.time()
+        self._idleness: Optional[Idleness] = None
+        self.lease: Optional[Lease] = None
         self._leaving = asyncio.Event()
         self._engine: Optional[Engine] = None
-        self._gone_since: Dict[int, float] = {}
+        self.ray = RayHold(config, on_down=ranks.cut_off, on_start=ranks.go_on)
+        self._lookout: Optional[Lookout] = None
+        self._rejoin: Optional[Rejoin] = None
+        self._present: Dict[int, Any] = {}
         self._stopped = os.path.join(config.sky, "stopped.json")
-        self._was_up = self._ever_up = False
-        self._keeping: Optional[asyncio.Task[None]] = None
+        self._was_up = False
         self._mark: Optional[MarkKeeper] = None
 
     async def run(self, ready: Any) -> None:
@@ -68,7 +71,11 @@ class Daemon(Keeper):
         }
         if self.asleep:
             hello["asleep"] = True
+        else:
+            self.lease = Lease(self.config)
         server = Server(self.config.socket, hello, only_reading(verbs) if self.asleep else verbs)
+        if self.lease is not None and self._engine is not None:
+            server.on_contact = self.lease.renew
         await server.listen()
         ready()
         work: List[asyncio.Task[None]] = []
@@ -78,13 +85,18 @@ class Daemon(Keeper):
             work = [asyncio.ensure_future(self._leave_when_alone(server))]
         else:
             self._mark = MarkKeeper(self.config, self._for_mark if self._engine is not None else None)
-            work = [asyncio.ensure_future(self._mark.run())]
+            work = [asyncio.ensure_future(self._mark.run()), asyncio.ensure_future(self.ray.run())]
         if self._engine is not None and not self.asleep:
             work += [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
+        if self.lease is not None:
+            work.append(asyncio.ensure_future(self._release(server, self.lease)))
         await self._leaving.wait()
         await server.close()
         if self._engine is not None:
             self._engine.stop()
+        for follower in (self._lookout, self._rejoin):
+            if follower is not None:
+                follower.stop()
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
@@ -94,17 +106,16 @@ class Daemon(Keeper):
             self._engine.db.close()
 
     def _head(self) -> Dict[str, Verb]:
-        if os.path.exists(self._stopped) and not self.asleep:
+        if os.path.exists(self._stopped) and not self.asleep and begun_end(self.config) is None:
             os.unlink(self._stopped)
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
         self._engine = Engine(self.config, db, self._ranks)
         self._engine.on_event = self.touch
         self._engine.ranks.on_change = self._nodes_changed
-        kept = db.get(_AUTOSTOP_KEY)
-        if kept is not None and kept.get("cluster_id") == self.config.cluster_id:
-            self.autostop = parse_autostop(kept["setting"])
-        elif not self.asleep:
-            self.set_autostop(parse_autostop(self.config.autostop))
+        self._lookout = Lookout(self.config, self._ranks, self._engine.collector.lose)
+        self._rejoin = Rejoin(self._engine, lambda: self.engine.stopping)
+        self._idleness = Idleness(self.config, db)
+        self._idleness.load(self.config.autostop, asleep=self.asleep)
         return HeadVerbs(self._engine, self).table()
 
     @property
@@ -125,97 +136,102 @@ class Daemon(Keeper):
 
     def _nodes_changed(self) -> None:
         engine = self.engine
-        if engine.ranks.up and not self._was_up:
-            self._keeping = asyncio.ensure_future(self._keep_reservations())
-        if engine.ranks.up and not self._ever_up:
-            self._ever_up = True
-            self.touch()
+        if engine.ranks.up and not self._was_up and self._rejoin is not None:
+            self._rejoin.ray_is_back()
         self._was_up = engine.ranks.up
+        if self._lookout is not None:
+            self._lookout.follow()
+        self._greet_back({rank: node["node_id"] for rank, node in engine.ranks.nodes.items() if node["alive"]})
         engine.schedule()
         engine.tell(0)
 
-    async def _keep_reservations(self) -> None:
-        """With a new connection: what Ray holds for jobs that ended meanwhile is given back."""
-        try:
-            await self.engine.ranks.keep(self.engine.active_names())
-        except RankError as exc:
-            _log.warning("reservations of jobs that have ended may be left: %s", exc)
+    def _greet_back(self, present: Dict[int, Any]) -> None:
+        if self.config.rank in present:
+            self.ray.confirm()
+        came = [rank for rank, node in present.items() if self._present.get(rank) != node]
+        self._present = present
+        for rank in came:
+            if self.engine.jobs and self._rejoin is not None:
+                self._rejoin.node_is_back(rank)
 
     async def _tick(self) -> None:
         while True:
             try:
-                await asyncio.sleep(self._pause())
-                self._lose_nodes(time.monotonic())
-                if not self._ever_up and time.time() - self.started_at < _START_GRACE_S:
-                    self.touch()  # a launch is at work: its cluster is not idle before it stands
-                due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
-                if due == 0 and not self.engine.stopping:
-                    await self._autostop()
+                await asyncio.sleep(_TICK_S)
+                if self._lookout is not None:
+                    self._lookout.look(time.monotonic())
             except asyncio.CancelledError:
                 raise
             except Exception:  # boundary: the timer goes on whatever happens
                 _log.exception("in the daemon's timer")
                 await asyncio.sleep(_TICK_S)
 
-    def _pause(self) -> float:
-        due = stop_due_in(self.autostop, active_jobs=self.engine.active, last_event=self.last_event, now=time.time())
-        return _TICK_S if due is None else min(max(due, 0.02), _TICK_S)
+    # --- idleness and lease
 
-    def _lose_nodes(self, now: float) -> None:
-        """A node that Ray says is gone for some seconds is lost, and with it its ranks."""
-        ranks = self.engine.ranks
-        if not ranks.up or not ranks.nodes:
-            self._gone_since.clear()
-            return
-        alive = set(ranks.alive())
-        for node in self.config.nodes:
-            if node.rank in alive:
-                self._gone_since.pop(node.rank, None)
-            elif now - self._gone_since.setdefault(node.rank, now) > _NODE_LOST_S:
-                self.engine.collector.lose(node.rank, f"node {node.host} is gone")
+    @property
+    def idleness(self) -> Idleness:
+        if self._idleness is None:
+            raise RuntimeError("only the head has a timer")
+        return self._idleness
 
-    # --- idleness
+    async def _release(self, server: Server, lease: Lease) -> None:
+        if self._engine is None:
+            await WorkerRelease(self.config, lease, self).run()
+        else:
+            await HeadRelease(self._engine, self.idleness, lease, self, ask=server.ask).run()
 
     def touch(self) -> None:
-        self.last_event = time.time()
+        engine, running = self.engine, self.engine.active_names()
+        self.idleness.notice(running, engine.active - len(running))
+        self.idleness.touch()
+        self._touch_mark()
+
+    def _touch_mark(self) -> None:
         if self._mark is not None:
             self._mark.touch()
 
     def _for_mark(self) -> Dict[str, Any]:
         """What this head's cluster.json says of its jobs and timer."""
-        return {"job_ids": list(self.engine.jobs), "autostop": self.autostop.to_json() if self.autostop else None}
+        facts: Dict[str, Any] = {"job_ids": list(self.engine.jobs)}
+        facts["autostop"] = self.autostop.to_json() if self.autostop else None
+        if self.lease is not None and self.lease.lease_s is not None:
+            facts["lease_s"] = self.lease.lease_s
+        return facts
+
+    @property
+    def autostop(self) -> Optional[Autostop]:
+        return self.idleness.setting
 
     def set_autostop(self, setting: Optional[Autostop]) -> None:
-        self.autostop = setting
-        self.touch()
-        value = {"cluster_id": self.config.cluster_id, "setting": setting.to_json() if setting else None}
-        self.engine.db.put(_AUTOSTOP_KEY, value)
+        self.idleness.set(setting)
+        self._touch_mark()
 
-    async def _autostop(self) -> None:
-        """Nothing is ended before it is written down why, so that no crash on the way leaves hosts that nobody frees."""
-        setting = self.autostop
-        _log.info("idle for long enough: stopping")
-        record = {"at": time.time(), "reason": "autostop", "down": bool(setting and setting.down)}
-        record.update(cluster_id=self.config.cluster_id, stopping=True)
-        write_file(self._stopped, json.dumps(record).encode())
-        await self.stop_all()
-        try:
-            write_file(self._stopped, json.dumps({**record, "stopping": False}).encode())
-        except OSError as exc:
-            _log.error("the end is not written down as complete: %s", exc)
-        self.leave()
+    @property
+    def idle_s(self) -> float:
+        return 0.0 if self.engine.active else self.idleness.idle_s
+
+    def set_lease(self, lease_s: Optional[float]) -> None:
+        if self.lease is not None:
+            self.lease.set(lease_s)
+            self._touch_mark()
 
     # --- the end
 
-    async def stop_all(self) -> List[Dict[str, Any]]:
-        """Ends jobs, then Ray and all else on every node that can be reached; this node last, this process not at all."""
+    async def stop_all(self, *, cause: str = "", within_s: Optional[float] = None) -> List[Dict[str, Any]]:
+        """Ends jobs, then Ray and all else on every node that can be reached; this node last, this process not at all.
+
+        cause: of the jobs' end, where nobody cancelled them. within_s: their end is not waited for any longer.
+        """
         engine = self.engine
-        engine.stopping = True
+        engine.stopping, engine.end_cause = True, cause
         try:
-            await engine.cancel([], everything=True)
+            await asyncio.wait_for(engine.cancel([], everything=True), within_s)
+        except asyncio.TimeoutError:
+            _log.warning("jobs do not end within %s s: they are ended with all else", within_s)
         except BaseException:
             engine.stopping = False  # it may be asked for again
             raise
+        self.ray.pause()
         here = self.config.me.ip
         others = [node.rank for node in self.config.nodes if node.rank != self.config.rank and node.ip != here]
         asked = list(await asyncio.gather(*(self._end_other(rank) for rank in others)))
@@ -242,6 +258,8 @@ class Daemon(Keeper):
             asked[rank]["error"] = "Ray still sees the node"
 
     async def stop_here(self) -> Dict[str, Any]:
+        self.ray.pause()
+
         def work() -> Dict[str, Any]:
             result = end_cluster(self.config, grace_s=_GRACE_S, spare=ancestors(own(), os.getpid()))
             return {"ended": result.ended, "survivors": result.survivors}

@@ -91,7 +91,7 @@ class Gang:
             except LinkDown:
                 await asyncio.sleep(0.2)
             except RankError as exc:
-                if exc.kind == "node" and self.nodes[rank] in self._ranks.alive():
+                if exc.kind == "node" and self.nodes[rank] not in self._ranks.lost:
                     await asyncio.sleep(0.2)
                     continue
                 gone = exc.kind == "node"

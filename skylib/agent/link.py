@@ -6,9 +6,9 @@ import asyncio
 import logging
 import os
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
-from .config import AgentConfig
+from .config import AgentConfig, tls_environment
 from .frames import pack, read
 
 __all__ = ["LinkDown", "RankError", "RayLink", "Ranks"]
@@ -35,7 +35,8 @@ class LinkDown(RankError):
 class Ranks:
     """What the engine needs of the nodes. RayLink is the real one; tests have one without Ray.
 
-    on_change: called in the event loop when `nodes` or `standing` changed.
+    on_change: called in the event loop when `nodes` or `standing` changed. away: nodes whose Ray does not answer just
+    now, whatever the table says. lost: nodes that are given up; calls to them fail at once, kind "node".
     """
 
     version = ""
@@ -45,10 +46,21 @@ class Ranks:
     def __init__(self) -> None:
         self.nodes: Dict[int, Dict[str, Any]] = {}
         self.standing: Dict[int, Dict[str, Any]] = {}
+        self.away: Set[int] = set()
+        self.lost: Set[int] = set()
         self.on_change: Callable[[], None] = lambda: None
 
     def alive(self) -> List[int]:
-        return sorted(rank for rank, node in self.nodes.items() if node["alive"])
+        return sorted(rank for rank, node in self.nodes.items() if node["alive"] and rank not in self.away)
+
+    def set_lost(self, lost: Set[int]) -> None:
+        self.lost = lost
+
+    def cut_off(self, why: str) -> None:
+        """Ray has ended here: there is no connection until `go_on`."""
+
+    def go_on(self) -> None:
+        """Ray is being started: it may be connected to."""
 
     async def call(self, rank: int, method: str, *args: Any, timeout_s: Optional[float] = None) -> Any:
         """Raises RankError, LinkDown, or asyncio.TimeoutError."""
@@ -76,12 +88,16 @@ class RayLink(Ranks):
         self._config = config
         self._process: Optional[asyncio.subprocess.Process] = None
         self._pending: Dict[int, asyncio.Future[Any]] = {}
+        self._asked: Dict[int, int] = {}  # the rank that a pending call went to
         self._number = 0
+        self._open = asyncio.Event()
+        self._open.set()
 
     async def run(self) -> None:
         failures = 0
         try:
             while True:
+                await self._open.wait()
                 try:
                     connected = await self._hold_once()
                 except Exception as exc:  # boundary: whatever went wrong, the connection is begun anew
@@ -95,6 +111,21 @@ class RayLink(Ranks):
         finally:
             await self._end_child()
 
+    def cut_off(self, why: str) -> None:
+        self._open.clear()
+        self.detail = why
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        self._lost()
+
+    def go_on(self) -> None:
+        self._open.set()
+
+    def set_lost(self, lost: Set[int]) -> None:
+        super().set_lost(lost)
+        for number in [number for number, rank in self._asked.items() if rank in lost]:
+            self._resolve(number, False, ("node", "its node is gone"))
+
     async def _end_child(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
@@ -104,7 +135,7 @@ class RayLink(Ranks):
         """One life of the child; True when it was connected."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environ.update(RAY_USAGE_STATS_ENABLED="0", PYTHONWARNINGS="ignore", SKYLIB_CLUSTER_ID=self._config.cluster_id)
-        environ.update({name: value for name, value in os.environ.items() if name.startswith(("RAY_USE_TLS", "RAY_TLS_"))})
+        environ.update(tls_environment(self._config))
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             self._config.bundle_of(self._config.me),
@@ -125,10 +156,10 @@ class RayLink(Ranks):
                 number, first, second = await read(stream)
             except EOFError:
                 break
-            if number is None:
+            if number is None and self._open.is_set():
                 was_up |= first == "connected"
                 self._event(first, second)
-            else:
+            elif self._open.is_set():
                 self._resolve(number, first, second)
         code = await self._process.wait()
         _log.warning("the connection to Ray has ended (exit code %s)", code)
@@ -162,6 +193,7 @@ class RayLink(Ranks):
 
     def _resolve(self, number: int, ok: bool, value: Any) -> None:
         future = self._pending.pop(number, None)
+        self._asked.pop(number, None)
         if future is None or future.done():
             return
         if ok:
@@ -173,23 +205,30 @@ class RayLink(Ranks):
         self.up = False
         self.nodes, self.standing = {}, {}
         pending, self._pending = self._pending, {}
+        self._asked.clear()
         for future in pending.values():
             if not future.done():
                 future.set_exception(LinkDown())
         self._tell()
 
-    async def _request(self, op: str, args: Tuple[Any, ...], timeout_s: Optional[float] = None) -> Any:
+    async def _request(
+        self, op: str, args: Tuple[Any, ...], timeout_s: Optional[float] = None, *, rank: Optional[int] = None
+    ) -> Any:
         process = self._process
         if not self.up or process is None or process.stdin is None:
             raise LinkDown
         self._number += 1
         future: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
         self._pending[self._number] = future
+        if rank is not None:
+            self._asked[self._number] = rank
         process.stdin.write(pack((self._number, op, args)))
         return await asyncio.wait_for(future, timeout_s)
 
     async def call(self, rank: int, method: str, *args: Any, timeout_s: Optional[float] = None) -> Any:
-        return await self._request("call", (rank, method, args), timeout_s)
+        if rank in self.lost:
+            raise RankError("node", "its node is gone")
+        return await self._request("call", (rank, method, args), timeout_s, rank=rank)
 
     async def reserve(self, name: str, bundles: List[Dict[str, float]]) -> bool:
         return bool(await self._request("reserve", (name, bundles)))

@@ -2,7 +2,7 @@
 
 Speaks frames (frames.py) on stdin and stdout. Requests: (id, op, args); answers: (id, True, value) or (id, False,
 (kind, text)); events without a request: (None, name, value):
-    ("connected", ray version)   ("nodes", [{rank, node_id, ip, alive, resources}])
+    ("connected", ray version)   ("nodes", [{rank, node_id, ip, port of its raylet, alive, resources}])
     ("standing", (rank, hello or None, detail))   ("failed", why)
 """
 
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Dict, List, Optional, Tuple
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from .certs import wait_for_stamp
 from .config import AgentConfig, load_config
 from .frames import pack, read_blocking
 
@@ -26,7 +27,7 @@ __all__ = ["main"]
 
 _NAMESPACE = "skylib"
 _WATCH_FAST_S = 0.03
-_WATCH_S = 1.0
+_WATCH_S = 0.5
 _CONNECT_S = 120.0
 _RESERVE_S = 10.0
 
@@ -65,6 +66,9 @@ class _Link:
         """Raises ConnectionError when Ray does not come up in time."""
         address = f"{self._config.head_ip}:{self._config.ray_port}"
         deadline = time.monotonic() + _CONNECT_S
+        stamp = os.environ.get("SKYLIB_RAY_TLS_STAMP", "")
+        if stamp and not wait_for_stamp(self._config.tls, stamp, deadline):
+            raise ConnectionError(f"the certificates in {self._config.tls} did not come")
         _wait_for_port(self._config.head_ip, self._config.ray_port, deadline)
         _wait_for_raylet(address, self._config.node_ip, deadline)
         while True:
@@ -139,6 +143,7 @@ class _Link:
                                 "rank": rank,
                                 "node_id": node["NodeID"],
                                 "ip": node["NodeManagerAddress"],
+                                "port": int(node.get("NodeManagerPort") or 0),
                                 "alive": bool(node["Alive"]),
                                 "resources": dict(node["Resources"]),
                             }
