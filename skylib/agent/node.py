@@ -7,36 +7,31 @@ where the last one was. Ranks are named by a key, (task id, phase, rank), where 
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from .account import Beginning, beginning_of, user_environment
+from .cgroups import make, may_make_in, memory_kills
 from .config import AgentConfig, NodeConfig, load_config
+from .evidence import disk_is_full, end_record, last_lines
 from .identity import boot_id
+from .lease import Lease
 from .phases import stream_of
-from .processes import Process, carrying, end, is_alive, own, read_environ, with_descendants
+from .processes import carrying, is_alive, own, with_descendants
 from .supervisor import ENDED, Spec
 from .tail import MAX_PIECE, Piece, Tail
+from .tree import JobTree, read_json, state_dirs
 from .waking import Wakeup
 from .zygote import Zygote
 
-__all__ = ["Key", "NodeService", "to_key", "user_environment"]
+__all__ = ["Key", "NodeService", "to_key"]
 
 Key = Tuple[str, str, int]
 
-_OURS = frozenset(
-    {
-        *("CUDA_VISIBLE_DEVICES", "ASCEND_VISIBLE_DEVICES", "HABANA_VISIBLE_MODULES", "NEURON_RT_VISIBLE_CORES"),
-        *("TPU_VISIBLE_CHIPS", "OMP_NUM_THREADS", "PYTHONBREAKPOINT", "SPT_NOENV", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT"),
-        *("PYTHONPATH", "PYTHONHOME", "SHLVL", "_", "OLDPWD"),
-    }
-)
-_PREFIXES = ("RAY_", "SKYLIB_", "SKYPILOT_")
 _MAX_BATCH = 2 << 20
 _LEAST_PIECE = 1 << 14
 _FIRST_PAUSE_S = 0.004
@@ -45,6 +40,7 @@ _TOLD_PAUSE_S = 0.5  # where files tell that they have changed; a supervisor tha
 _PACE_S = 0.02  # between answers with a few lines each, while more of them come
 _FEW_BYTES = 1 << 16
 _STARTING_S = 60.0
+_UNWRITTEN_S = 5.0
 
 
 def to_key(value: Sequence[Any]) -> Key:
@@ -52,40 +48,65 @@ def to_key(value: Sequence[Any]) -> Key:
     return (str(value[0]), str(value[1]), int(value[2]))
 
 
-def user_environment(environ: Mapping[str, str], env: str) -> Dict[str, str]:
-    """What the account's own processes would have: nothing that Ray or we put there."""
-    kept = {name: value for name, value in environ.items() if name not in _OURS and not name.startswith(_PREFIXES)}
-    ours = os.path.join(env, "bin") if env else ""
-    path = [entry for entry in kept.get("PATH", "").split(":") if entry and entry != ours]
-    kept["PATH"] = ":".join(path) or "/usr/local/bin:/usr/bin:/bin"
-    return kept
-
-
 class _Watched:
-    """A rank that is looked after: its log, and its end once that is known."""
+    """A rank that is looked after: its log, and its end once that is known. places: directories that it writes to."""
 
-    def __init__(self, state_dir: str, log: str, offset: int) -> None:
+    def __init__(self, state_dir: str, log: str, offset: int, places: Sequence[str]) -> None:
         self.state_dir = state_dir
         self.log_dir = os.path.dirname(log)
         self.tail = Tail(log, offset)
-        self.pids: Optional[Dict[str, Any]] = None
+        self._log = log
+        self._places = [self.log_dir, *places]
+        self._pids: Optional[Dict[str, Any]] = None
+        self._end: Optional[Dict[str, Any]] = None
+        self._alone_since: Optional[float] = None
 
     def ended(self, boot: str) -> Optional[Dict[str, Any]]:
-        """None while it runs. {"code", "signal", "at"}, or {"lost": why} when nobody wrote down how it ended."""
+        """None while it runs; else the record of its end, see protocol.py, with its age now."""
+        if self._end is None:
+            found = self._find_end(boot)
+            if found is None:
+                return None
+            self._end = found if "lost" in found else end_record(found, self._log, self._places)
+        mono, at = self._end.get("mono"), self._end.get("at")
+        now = time.monotonic()
+        age = now - mono if mono is not None and mono <= now else time.time() - at if at is not None else 0.0
+        return {**self._end, "age_s": max(age, 0.0)}
+
+    def _find_end(self, boot: str) -> Optional[Dict[str, Any]]:
         for name in (ENDED, "exit"):  # a rank that was ended with the cluster may say anything of how it ended
-            record = _read_json(os.path.join(self.state_dir, name))
+            record = read_json(os.path.join(self.state_dir, name))
             if record is not None:
                 return record
-        if self.pids is None:
-            self.pids = _read_json(os.path.join(self.state_dir, "pids"))
-        if self.pids is None:
+        if self._pids is None:
+            self._pids = read_json(os.path.join(self.state_dir, "pids"))
+        if self._pids is None:
             return self._unstarted()
-        if self.pids["boot"] != boot:
+        if self._pids["boot"] != boot:
             return {"lost": "the node was started anew"}
-        if is_alive(*self.pids["supervisor"]):
+        if is_alive(*self._pids["supervisor"]):
+            return self._unwritten()
+        record = read_json(os.path.join(self.state_dir, "exit"))  # written between the two looks
+        return record if record is not None else self._orphaned()
+
+    def _orphaned(self) -> Dict[str, Any]:
+        """Nobody saw how it ended, or it has not."""
+        pids = self._pids or {}
+        before, file = pids.get("kills", -1), str(pids.get("kills_file") or "")
+        if file and 0 <= before < memory_kills(file):
+            return {"code": 137, "signal": 9, "oom": True}
+        return {"lost": "its supervisor was ended from outside", "last_lines": last_lines(self._log)}
+
+    def _unwritten(self) -> Optional[Dict[str, Any]]:
+        """Its supervisor lives. When its shell does not and its end is not written down, there is no room for it."""
+        if is_alive(*(self._pids or {})["shell"]):
             return None
-        record = _read_json(os.path.join(self.state_dir, "exit"))  # written between the two looks
-        return record if record is not None else {"lost": "its supervisor was ended from outside"}
+        now = time.monotonic()
+        self._alone_since = self._alone_since or now
+        if now - self._alone_since < _UNWRITTEN_S:
+            return None
+        full = disk_is_full([self.state_dir])
+        return {"lost": "the disk is full: how it ended could not be written down", "reason": "disk_full"} if full else None
 
     def _unstarted(self) -> Optional[Dict[str, Any]]:
         """Neither pids nor an end are written down: it is being started, unless that takes too long."""
@@ -116,6 +137,7 @@ class NodeService:
         self._polls = 0
         self._answered_at = 0.0
         self._watched: Dict[Key, _Watched] = {}
+        self._model: Optional[Beginning] = None
         self._zygote = Zygote(bundle, self.config.root, self._supervisors_environment)
 
     def hello(self) -> Dict[str, Any]:
@@ -135,30 +157,46 @@ class NodeService:
             os.mkdir(state_dir, 0o700)
         except FileExistsError:
             return "exists"
+        if self._tree(key[0]).closed:
+            raise OSError("the job was ended before this rank was started")
+        os.symlink(log, os.path.join(state_dir, "log"))
         marker = str(spec.get("marker") or "")
+        account = self._account()
         self._zygote.start(
             Spec(
                 state_dir=state_dir,
                 log=log,
-                workdir=str(spec.get("workdir") or os.path.join(self.config.root, "sky_workdir")),
+                workdir=str(spec.get("workdir") or self._workdir),
                 marker=self._marker(marker) if marker else "",
                 script=str(spec["script"]),
-                environ=self._environment(),
+                environ=account.environ,
                 task={str(name): str(value) for name, value in spec["task_env"].items()},
+                cgroup=self._own_group(key),
+                limits=account.limits,
+                umask=account.umask,
             )
         )
         return "started"
 
-    def _environment(self) -> Dict[str, str]:
-        """The account's own: that which the node's agent was started with; Ray's is a bare one."""
-        environ: Mapping[str, str] = os.environ
-        holder = _read_json(os.path.join(self.config.sky, "agent.lock"))
+    @property
+    def _workdir(self) -> str:
+        return os.path.join(self.config.root, "sky_workdir")
+
+    def _own_group(self, key: Key) -> str:
+        """A control group for the rank alone, where the account may make one; else ""."""
+        place = may_make_in()
+        path = os.path.join(place, "skylib-" + "-".join(map(str, key)).replace("/", "_"))
+        return path if place and make(path) else ""
+
+    def _account(self) -> Beginning:
+        """As the node's agent was started, which is as the account starts its programs; remembered while it is away."""
+        holder = read_json(os.path.join(self.config.sky, "agent.lock"))
         if holder is not None and is_alive(int(holder["pid"]), int(holder["start"])):
-            environ = read_environ(int(holder["pid"])) or environ
-        return user_environment(environ, self.config.env)
+            self._model = beginning_of(int(holder["pid"]), self.config.env)
+        return self._model or beginning_of(os.getpid(), self.config.env)
 
     def _supervisors_environment(self) -> Dict[str, str]:
-        environ = self._environment()
+        environ = dict(self._account().environ)
         environ["SKYLIB_CLUSTER_ID"] = self.config.cluster_id
         environ["SKYLIB_RANK"] = str(self.config.rank)
         return environ
@@ -168,7 +206,7 @@ class NodeService:
         key = to_key(key)
         state_dir, log = self._places(key, log_dir)
         with self._lock:
-            self._watched[key] = _Watched(state_dir, log, offset)
+            self._watched[key] = _Watched(state_dir, log, offset, [self.config.root, self._workdir])
         self._changed.set()
 
     def poll(self, taken: Sequence[Tuple[Sequence[Any], int]], done: Sequence[Sequence[Any]], timeout_s: float) -> PollReply:
@@ -256,69 +294,51 @@ class NodeService:
             rank.tail.offset = offset  # moves on when the head has said so
         return reply
 
-    def kill(self, task_id: str, phase: str, ranks: Optional[Sequence[int]], grace_s: float) -> Dict[str, List[int]]:
-        """Ends the whole process tree of a job on this node, or of some ranks of a phase; answers when that is done."""
-        variable = "SKYPILOT_SETUP_NODE_RANK" if phase == "setup" else "SKYPILOT_NODE_RANK"
+    def kill(
+        self, task_id: str, phase: str, ranks: Optional[Sequence[int]], grace_s: float, final: bool = False
+    ) -> Dict[str, List[int]]:
+        """Ends the whole process tree of a job on this node, or of some ranks of a phase; answers when that is done.
+
+        final: no rank of the job is started here afterwards, not even one whose start is on its way.
+        """
+        tree = self._tree(task_id)
+        if final:
+            try:
+                tree.close()
+            except OSError:
+                pass  # a full disk keeps no job from its end
         wanted = None if ranks is None else set(ranks)
-        phase = "" if wanted is None else phase
-        shells = self._shells(task_id, phase, wanted)
-
-        def find() -> List[Process]:
-            processes = own()
-            values = processes.values()
-            if wanted is None:
-                pids = carrying(values, {"SKYPILOT_TASK_ID": task_id})
-            else:
-                pids = set()
-                for rank in wanted:
-                    pids |= carrying(values, {"SKYPILOT_TASK_ID": task_id, variable: str(rank)})
-            sessions = {pid for pid, start in shells if pid not in processes or processes[pid].start == start}
-            pids |= {process.pid for process in values if process.session in sessions}
-            pids = with_descendants(processes, pids) | self._adopted(processes, task_id, phase, wanted)
-            pids.discard(os.getpid())
-            return [processes[pid] for pid in pids]
-
-        result = end(find, grace_s=grace_s)
+        result = tree.end("" if wanted is None else phase, wanted, grace_s)
         return {"ended": result.ended, "survivors": result.survivors}
 
-    def _state_dirs(self, task_id: str, phase: str, ranks: Optional[Set[int]]) -> List[str]:
-        """Of a job on this node; of one phase, if one is named, and of some ranks, if there are any."""
-        base = os.path.join(self.config.jobs_state, task_id)
-        found = []
-        for name in os.listdir(base) if task_id and os.path.isdir(base) else []:
-            its_phase, _, rank = name.partition("-")
-            if (not phase or its_phase == phase) and (ranks is None or int(rank) in ranks):
-                found.append(os.path.join(base, name))
-        return found
+    def _tree(self, task_id: str) -> JobTree:
+        return JobTree(self.config.jobs_state, self._boot, task_id)
 
-    def _pids(self, task_id: str, phase: str, ranks: Optional[Set[int]]) -> List[Dict[str, Any]]:
-        """Recorded pids of this boot."""
-        records = [_read_json(os.path.join(path, "pids")) for path in self._state_dirs(task_id, phase, ranks)]
-        return [record for record in records if record is not None and record["boot"] == self._boot]
-
-    def _shells(self, task_id: str, phase: str, ranks: Optional[Set[int]]) -> List[Tuple[int, int]]:
-        return [(record["shell"][0], record["shell"][1]) for record in self._pids(task_id, phase, ranks)]
-
-    def _adopted(self, processes: Mapping[int, Process], task_id: str, phase: str, ranks: Optional[Set[int]]) -> Set[int]:
-        """Everything below the ranks' supervisors, whatever it has done to its session and environment."""
-        found: Set[int] = set()
-        for record in self._pids(task_id, phase, ranks):
-            pid, start = record["supervisor"]
-            if pid in processes and processes[pid].start == start:
-                found |= with_descendants(processes, [pid]) - {pid}
-        return found
+    def lease(self, lease_s: Optional[float], left_s: float) -> None:
+        """What the head says of the cluster's lease, for this node's agent. Raises OSError."""
+        Lease(self.config).told(lease_s, left_s)
 
     def forget(self, task_id: str) -> None:
         """The job has ended: what was kept to look after it is removed."""
         with self._lock:
             for key in [key for key in self._watched if key[0] == task_id]:
                 del self._watched[key]
-        for path in self._state_dirs(task_id, "", None):
-            _remove(os.path.join(path, "script"))
+        self._tree(task_id).tidy()
+
+    def running(self) -> List[str]:
+        """Task ids of jobs whose ranks were started here in this boot and still have a supervisor or a shell."""
+        found = []
+        for task_id in os.listdir(self.config.jobs_state) if os.path.isdir(self.config.jobs_state) else []:
+            records = JobTree(self.config.jobs_state, self._boot, task_id).records()
+            pids = [record.pids.get(who) or (0, 0) for record in records for who in ("supervisor", "shell")]
+            if any(pid and is_alive(pid, start) for pid, start in pids):
+                found.append(task_id)
+        return sorted(found)
 
     def setup_done(self, marker: str, task_id: str) -> bool:
         """Whether a job other than this one has set this node up so."""
-        return os.path.exists(self._marker(marker)) and not self._state_dirs(task_id, "setup", None)
+        mine = state_dirs(os.path.join(self.config.jobs_state, task_id)) if task_id else []
+        return os.path.exists(self._marker(marker)) and not any(os.path.basename(path).startswith("setup-") for path in mine)
 
     def _marker(self, marker: str) -> str:
         return os.path.join(self.config.sky, "setup_done", os.path.basename(marker))
@@ -341,22 +361,3 @@ class NodeService:
         name = f"{rank}-{me.label}.log" if stream_of(phase) == "run" else f"setup-{rank}-{me.label}.log"
         state_dir = os.path.join(self.config.jobs_state, task_id, f"{phase}-{rank}")
         return state_dir, os.path.join(self.config.logs, os.path.basename(log_dir), "tasks", name)
-
-
-def _read_json(path: str) -> Optional[Dict[str, Any]]:
-    try:
-        with open(path, "rb") as file:
-            loaded: Dict[str, Any] = json.loads(file.read().decode())
-            return loaded
-    except (OSError, ValueError):
-        return None
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

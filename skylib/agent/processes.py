@@ -9,10 +9,25 @@ from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional
 
 from .identity import stat_fields
 
-__all__ = ["Ended", "Process", "ancestors", "carrying", "end", "is_alive", "own", "read", "read_environ", "with_descendants"]
+__all__ = [
+    "Ended",
+    "Process",
+    "ancestors",
+    "carrying",
+    "end",
+    "everyone",
+    "is_alive",
+    "of_this_account",
+    "own",
+    "read",
+    "read_environ",
+    "with_descendants",
+]
 
 _SETTLE_S = 0.02
 _KILL_WAIT_S = 5.0
+_FOREIGN_WAIT_S = 0.5
+_STOP_ROUNDS = 40
 
 
 class Process(NamedTuple):
@@ -44,6 +59,29 @@ def is_alive(pid: int, start: int) -> bool:
     """A zombie is not alive."""
     process = read(pid)
     return process is not None and process.start == start and process.state not in "ZX"
+
+
+def everyone() -> Dict[int, Process]:
+    """Every live process that this account can see, by pid."""
+    found: Dict[int, Process] = {}
+    for name in os.listdir("/proc"):
+        process = read(int(name)) if name.isdigit() else None
+        if process is not None and process.state not in "ZX":
+            found[process.pid] = process
+    return found
+
+
+def of_this_account(processes: Mapping[int, Process]) -> Dict[int, Process]:
+    """Those of them that run as this account."""
+    uid = os.geteuid()
+    found: Dict[int, Process] = {}
+    for pid, process in processes.items():
+        try:
+            if os.stat(f"/proc/{pid}").st_uid == uid:
+                found[pid] = process
+        except OSError:
+            continue
+    return found
 
 
 def own() -> Dict[int, Process]:
@@ -113,54 +151,79 @@ def ancestors(processes: Mapping[int, Process], pid: int) -> Set[int]:
     return found
 
 
-def _signal(process: Process, number: int) -> None:
-    """Signals that very process: a pidfd, where Python has it, cannot hit a later owner of the pid."""
+def _signal(process: Process, number: int) -> bool:
+    """Signals that very process: a pidfd, where Python has it, cannot hit a later owner of the pid. False: it may not."""
     if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
-        if is_alive(process.pid, process.start):
-            _ignore_gone(lambda: os.kill(process.pid, number))
-        return
+        return not is_alive(process.pid, process.start) or _may(lambda: os.kill(process.pid, number))
     try:
         handle = os.pidfd_open(process.pid)
     except OSError:
-        return
+        return True
     try:
         if is_alive(process.pid, process.start):
-            _ignore_gone(lambda: signal.pidfd_send_signal(handle, number))  # type: ignore[attr-defined, unused-ignore]
+            return _may(lambda: signal.pidfd_send_signal(handle, number))  # type: ignore[attr-defined, unused-ignore]
+        return True
     finally:
         os.close(handle)
 
 
-def _ignore_gone(call: Callable[[], None]) -> None:
+def _may(call: Callable[[], None]) -> bool:
+    """False when the process is another account's. One that is gone is fine."""
     try:
         call()
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         pass
+    except PermissionError:
+        return False
+    return True
 
 
-def end(find: Callable[[], List[Process]], *, grace_s: float, kill_wait_s: float = _KILL_WAIT_S) -> Ended:
+def _nothing() -> None:
+    return
+
+
+def end(
+    find: Callable[[], List[Process]],
+    *,
+    grace_s: float,
+    kill_wait_s: float = _KILL_WAIT_S,
+    at_kill: Callable[[], None] = _nothing,
+) -> Ended:
     """TERM to all that `find` finds, again and again until grace_s is over, then KILL; verified by finding nothing.
 
-    `find` is asked each time, so that what is forked meanwhile is found as well. One TERM for each process.
+    `find` is asked each time, so that what is forked meanwhile is found as well. One TERM for each process. Before KILL all
+    are stopped, until no new ones come: a process that ends would make room for one more of those that fork without end.
+    at_kill: called when KILL begins. What belongs to another account and is not ended by its own parent is a survivor.
     """
-    seen: Dict[int, int] = {}
+    seen: Set[int] = set()
     termed: Set[int] = set()
+    stopped: Set[int] = set()
+    refused: Set[int] = set()
     kill_at = time.monotonic() + grace_s
     give_up_at = kill_at + kill_wait_s
-    pause = 0.002
+    pause, rounds = 0.002, 0
     while True:
         left = find()
-        if not left:
-            return Ended(sorted(seen), [])
+        here = {process.pid for process in left}
+        seen |= here
         now = time.monotonic()
-        if now >= give_up_at:
-            survivors = {process.pid for process in left}
-            return Ended(sorted(set(seen) - survivors), sorted(survivors))
-        for process in left:
-            seen[process.pid] = process.start
-            if now >= kill_at:
-                _signal(process, signal.SIGKILL)
-            elif process.pid not in termed:
-                termed.add(process.pid)
-                _signal(process, signal.SIGTERM)
+        if not left or now >= give_up_at or (here <= refused and now >= kill_at + _FOREIGN_WAIT_S):
+            return Ended(sorted(seen - here), sorted(here))
+        if now < kill_at:
+            for process in left:
+                if process.pid not in termed:
+                    termed.add(process.pid)
+                    _signal(process, signal.SIGTERM)
+        elif here - stopped and rounds < _STOP_ROUNDS:
+            rounds += 1
+            stopped |= here
+            for process in left:
+                _signal(process, signal.SIGSTOP)
+            continue
+        else:
+            at_kill()
+            for process in left:
+                if not _signal(process, signal.SIGKILL):
+                    refused.add(process.pid)
         time.sleep(pause)
         pause = min(pause * 2, _SETTLE_S)

@@ -2,7 +2,8 @@
 
 Started with a specification on stdin (secrets never touch argv or a file); answers "started", or what went wrong, on
 stdout. It stands between a submission and its first line, so it imports next to nothing. Files in its state directory:
-`script`, `pids` (JSON), `exit` (JSON); each is complete as soon as it exists.
+`script`, `pids` (JSON), `exit` (JSON); each is complete as soon as it exists. `room` becomes `exit`: how a rank ended can be
+written down although it has filled the disk.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import sys
 import time
 
+from .cgroups import enter, kills_file, memory_kills
 from .identity import boot_id, stat_fields
 from .strings import join, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes longer to import than all the rest here
-    from typing import Dict, List, NoReturn
+    from typing import Dict, List, NoReturn, Sequence, Tuple
 
 __all__ = ["ENDED", "STARTED", "Spec", "main", "stand", "write_file"]
 
@@ -26,6 +28,8 @@ STARTED = b"started"
 ENDED = "ended"  # beside `pids`, written by those who end the whole cluster: the rank did not end by itself
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_FD = 3
+_ROOM = 160
+_AGAIN_S = 0.5
 
 # The first shell reads the account's start files as a terminal's login shell would (many of them return at once in a shell
 # that is not interactive), in silence, and becomes the shell of the user's script. A start file that says `exit` does not
@@ -73,7 +77,8 @@ exit 127
 class Spec:
     """What a rank's supervisor is told. environ: the account's own; task: the task's variables, which win over start files.
 
-    marker: a file to make when the shell has ended with 0, or "".
+    marker: a file to make when the shell has ended with 0, or "". cgroup: a group that the shell moves to, or "". limits:
+    (number, soft, hard) of those to set. umask: -1 leaves it as it is.
     """
 
     def __init__(
@@ -86,6 +91,9 @@ class Spec:
         script: str,
         environ: Dict[str, str],
         task: Dict[str, str],
+        cgroup: str = "",
+        limits: Sequence[Tuple[int, int, int]] = (),
+        umask: int = -1,
     ) -> None:
         self.state_dir = state_dir
         self.log = log
@@ -94,9 +102,14 @@ class Spec:
         self.script = script
         self.environ = environ
         self.task = task
+        self.cgroup = cgroup
+        self.limits = [tuple(limit) for limit in limits]
+        self.umask = umask
 
     def to_bytes(self) -> bytes:
-        words = [self.state_dir, self.log, self.workdir, self.marker, self.script, str(len(self.environ))]
+        limits = " ".join(f"{number}:{soft}:{hard}" for number, soft, hard in self.limits)
+        words = [self.state_dir, self.log, self.workdir, self.marker, self.script, self.cgroup, limits, str(self.umask)]
+        words.append(str(len(self.environ)))
         for variables in (self.environ, self.task):
             for name, value in variables.items():
                 words += [name, value]
@@ -106,8 +119,9 @@ class Spec:
     def from_bytes(cls, data: bytes) -> Spec:
         """Raises ValueError when it is not whole."""
         words = split(data)
-        pairs = list(zip(words[6::2], words[7::2]))
-        count = int(words[5])
+        pairs = list(zip(words[9::2], words[10::2]))
+        count = int(words[8])
+        limits = [limit.split(":") for limit in words[6].split()]
         return cls(
             state_dir=words[0],
             log=words[1],
@@ -116,6 +130,9 @@ class Spec:
             script=words[4],
             environ=dict(pairs[:count]),
             task=dict(pairs[count:]),
+            cgroup=words[5],
+            limits=[(int(number), int(soft), int(hard)) for number, soft, hard in limits],
+            umask=int(words[7]),
         )
 
 
@@ -157,6 +174,7 @@ def _become_shell(spec: Spec, log: int) -> NoReturn:
     try:
         os.setsid()
         _default_signals()
+        _set_bounds(spec)
         null = os.open(os.devnull, os.O_RDWR)
         for target in (0, 1, 2):
             os.dup2(null, target)
@@ -183,6 +201,21 @@ def _default_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 
+def _set_bounds(spec: Spec) -> None:
+    """A group of its own; limits and umask as other programs of the account have them. What may not be done is left."""
+    if spec.cgroup:
+        enter(spec.cgroup)
+    if spec.umask >= 0:
+        os.umask(spec.umask)
+    if spec.limits:
+        resource = importlib.import_module("resource")
+        for number, soft, hard in spec.limits:
+            try:
+                resource.setrlimit(number, (soft, hard))
+            except (OSError, ValueError):
+                continue
+
+
 def _forget_oom_score() -> None:
     """Ray marks its workers as the first to be killed when memory runs out; a job is as good as any other process."""
     try:
@@ -206,41 +239,92 @@ def _wait(shell: int) -> int:
             return status
 
 
-def _write_exit(state_dir: str, status: int) -> int:
-    """Exit code as a shell says it."""
+def _keep_room(state_dir: str) -> None:
+    """A file with blocks of its own. Raises OSError."""
+    handle = os.open(os.path.join(state_dir, "room"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(handle, b" " * _ROOM)
+    finally:
+        os.close(handle)
+
+
+def _write_exit(state_dir: str, status: int, oom: bool = False) -> None:
+    """Exit code as a shell says it. mono: seconds that no step of the clock changes, to tell which rank was first.
+
+    Into the room that was kept for it; where a file system takes not even that, again until it does.
+    """
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     code = 128 + number if number else os.WEXITSTATUS(status)
-    text = '{"code": %d, "signal": %s, "at": %f}' % (code, number or "null", time.time())
-    write_file(os.path.join(state_dir, "exit"), text.encode())
-    return code
+    text = '{"code": %d, "signal": %s, "oom": %s, "at": %f, "mono": %f}'
+    values = (code, number or "null", "true" if oom else "false", time.time(), time.monotonic())
+    room, path = os.path.join(state_dir, "room"), os.path.join(state_dir, "exit")
+    while True:
+        try:
+            _write_over(room, (text % values).encode().ljust(_ROOM))
+            os.replace(room, path)
+            return
+        except FileNotFoundError:
+            if not os.path.isdir(state_dir):
+                raise
+            try:
+                write_file(path, (text % values).encode())
+                return
+            except OSError:
+                time.sleep(_AGAIN_S)
+        except OSError:
+            time.sleep(_AGAIN_S)
+
+
+def _write_over(path: str, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(handle, data, 0)
+    finally:
+        os.close(handle)
 
 
 def _mark_done(marker: str) -> None:
-    os.makedirs(os.path.dirname(marker), exist_ok=True)
-    write_file(marker, b"")
+    try:
+        os.makedirs(os.path.dirname(marker), exist_ok=True)
+        write_file(marker, b"")
+    except OSError:
+        return  # a full disk: setup is done once more the next time
 
 
 def _supervise(spec: Spec, answer: int) -> None:
     state_dir = spec.state_dir
     _forget_oom_score()
+    _keep_room(state_dir)
     write_file(os.path.join(state_dir, "script"), spec.script.encode("utf-8", "surrogateescape"))
     os.makedirs(spec.workdir, exist_ok=True)
+    counter = kills_file()
+    kills = memory_kills(counter) if counter else -1
     log = os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     shell = os.fork()
     if shell == 0:
         _become_shell(spec, log)
     os.close(log)
     me, it = stat_fields(os.getpid()), stat_fields(shell)
-    text = '{"supervisor": [%d, %d], "shell": [%d, %d], "boot": "%s"}'
-    values = (os.getpid(), int(me[19]) if me else 0, shell, int(it[19]) if it else 0, boot_id())
-    write_file(os.path.join(state_dir, "pids"), (text % values).encode())
+    text = '{"supervisor": [%d, %d], "shell": [%d, %d], "boot": "%s", "cgroup": "%s", "kills_file": "%s", "kills": %d}'
+    pids = (os.getpid(), int(me[19]) if me else 0, shell, int(it[19]) if it else 0)
+    try:
+        record = text % (*pids, boot_id(), _plain(spec.cgroup), _plain(counter), kills)
+        write_file(os.path.join(state_dir, "pids"), record.encode())
+    except OSError:
+        os.kill(shell, _signal.SIGKILL)
+        raise
     os.write(answer, STARTED)
     os.close(answer)
     _adopt_orphans()
     status = _wait(shell)
     if status == 0 and spec.marker:
         _mark_done(spec.marker)
-    _write_exit(state_dir, status)
+    _write_exit(state_dir, status, oom=0 <= kills < memory_kills(counter))
+
+
+def _plain(text: str) -> str:
+    """As JSON has it between quotes."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def main() -> NoReturn:
