@@ -10,25 +10,31 @@ import logging
 import os
 import sqlite3
 import time
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Coroutine, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .admission import Admission
 from .collector import Collector
+from .columns import encode_jobs
 from .config import AgentConfig
 from .db import JobsDb
+from .gang import Gang
+from .identity import boot_id
 from .job import Job, demand_of, format_codes, log_dir_name, task_id_of
 from .link import Ranks
 from .listeners import Listeners
 from .protocol import TERMINAL
 from .refused import Refused
 from .runner import Runner
-from .scheduler import Cluster, Demand, Waiting, schedule
+from .scheduler import Cluster, Demand, Placement, Waiting, schedule
 from .secretfiles import SecretFiles
+from .waiting import Reasons, Situation
 
 __all__ = ["Engine", "Refused"]
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
+_CLEAR_S = 120.0
+_BOOT_KEY = "boot"
 
 
 class End(NamedTuple):
@@ -54,8 +60,10 @@ class Engine(Listeners):
         self.jobs: Dict[int, Job] = {}
         self.on_event: Callable[[], None] = lambda: None
         self.stopping = False
+        self.end_cause = ""  # why jobs end with the cluster, where nobody cancelled them
         self._queue: Dict[int, None] = {}
         self._runners: Dict[int, Runner] = {}
+        self._clearing: Dict[int, None] = {}
         self._tasks: Set[asyncio.Task[None]] = set()
         self._secrets = SecretFiles(config.secrets)
         self._by_task: Dict[str, int] = {}
@@ -66,7 +74,14 @@ class Engine(Listeners):
     # --- beginning
 
     def load(self, *, asleep: bool = False) -> None:
-        """What jobs.db knows: queued jobs are queued, running ones are looked for on their nodes. Asleep, neither."""
+        """What jobs.db knows: queued jobs are queued, running ones are looked for on their nodes. Asleep, neither.
+
+        After a reboot of this node no job goes on: those that ran have failed, and of those that waited only the ones
+        that may be tried again stay.
+        """
+        boot, known = boot_id(), self.db.get(_BOOT_KEY)
+        rebooted = not asleep and known not in (None, boot)
+        ends: List[End] = []
         for row in self.db.rows():
             spec = {} if row["status"] in TERMINAL else self.db.spec(row["job_id"])
             job = Job(row, demand_of(spec))
@@ -77,10 +92,53 @@ class Engine(Listeners):
             if job.is_terminal:
                 continue
             self._by_task[job.task_id] = job.job_id
-            if job.status in ("INIT", "PENDING"):
+            waits = job.status in ("INIT", "PENDING")
+            if rebooted and not (waits and spec.get("max_retries")):
+                ends.append(self._end_by_reboot(job))
+            elif waits:
+                job.placement = ()
                 self._queue[job.job_id] = None
             else:
                 self._run(job, resumed=True)
+        self._unwritten += ends
+        self._write_unwritten()
+        if not asleep and not self._unwritten:
+            self.db.put(_BOOT_KEY, boot)
+        for end in ends:
+            self._spawn(self._clear_away(end.job))
+
+    def _end_by_reboot(self, job: Job) -> End:
+        head = self.config.nodes[0].host
+        cause = f"node {head}, the head, was started anew"
+        first: Dict[str, Any] = {"rank": None, "node": head, "exit_code": None, "signal": None, "reason": "lost", "last_lines": []}
+        return End(job, "FAILED_DRIVER", cause, job.exit_codes, job.signals, first)
+
+    async def _clear_away(self, job: Job) -> None:
+        """Ends what a job that a reboot of the head has ended may have left on other nodes; its place is kept meanwhile."""
+        nodes = [self.config.nodes[rank.node] for rank in job.placement if rank.node]
+        if not job.phase or not nodes:
+            return
+        self._clearing[job.job_id] = None
+        changed = self.listen(0)
+        try:
+            until = time.monotonic() + _CLEAR_S
+            while time.monotonic() < until and not {node.rank for node in nodes} <= set(self.ranks.alive()):
+                changed.clear()
+                try:
+                    await asyncio.wait_for(changed.wait(), 1.0)
+                except asyncio.TimeoutError:
+                    continue
+            gang = Gang(self.ranks, self.collector, job.task_id, job.phase, nodes, range(len(nodes)))
+            await gang.kill_all()
+        finally:
+            self.unlisten(0, changed)
+            self._clearing.pop(job.job_id, None)
+        self.schedule()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _name(self, job: Job, stamp: str) -> None:
         """Names that follow from a job's number; missing only if the agent died while it admitted the job."""
@@ -147,29 +205,44 @@ class Engine(Listeners):
         return job
 
     def show(self, job: Job) -> Dict[str, Any]:
-        return job.show(self._waiting_for(job, {}) if job.job_id in self._queue else "")
+        """The protocol's Job."""
+        if job.job_id not in self._queue:
+            return job.show()
+        ahead = next(place for place, job_id in enumerate(self._queue) if job_id == job.job_id)
+        return job.show(self._reasons().text(job, ahead))
 
     def queue(self, *, everything: bool) -> List[Dict[str, Any]]:
-        memo: Dict[str, str] = {}
+        """All jobs, or those that have not ended, as the protocol's Jobs."""
+        reasons = self._reasons() if self._queue else None
+        places = {job_id: ahead for ahead, job_id in enumerate(self._queue)}
         chosen = (job for job in self.jobs.values() if everything or not job.is_terminal)
-        return [job.show(self._waiting_for(job, memo) if job.job_id in self._queue else "") for job in chosen]
+        return [
+            job.show(reasons.text(job, places[job.job_id]) if reasons and job.job_id in places else "") for job in chosen
+        ]
 
-    def _waiting_for(self, job: Job, memo: Dict[str, str]) -> str:
-        first = next(iter(self._queue))
-        if job.job_id != first:
-            return f"job {first}, which is first in the queue"
-        if not self.ranks.alive():
-            return "Ray to come up"
-        if "first" not in memo:
-            memo["first"] = self._cluster().wants(job.num_nodes, job.demand)
-        return memo["first"]
+    def columns(self, *, everything: bool) -> Dict[str, Any]:
+        """The same in the form of columns.py."""
+        chosen = [job for job in self.jobs.values() if everything or not job.is_terminal]
+        return encode_jobs(chosen, self._queue, self._reasons() if self._queue else None)
+
+    def _reasons(self) -> Reasons:
+        """Only while there is a queue."""
+        alive = set(self.ranks.alive())
+        missing = [node for node in self.config.nodes if node.rank not in alive]
+        problem = ""
+        if self.stopping:
+            problem = "the cluster, which is being stopped"
+        elif not self.ranks.up or not alive:
+            problem = "Ray to come up"
+        whole = Cluster(self.config.nodes, [node.rank for node in self.config.nodes], self._held())
+        return Reasons(self.jobs[next(iter(self._queue))], Situation(self._cluster(), whole, missing, problem))
 
     async def cancel(self, job_ids: Sequence[int], *, everything: bool) -> List[Dict[str, Any]]:
         """Queued jobs at once, in one transaction; the others when their processes are gone."""
         if everything:
             chosen = [job for job in self.jobs.values() if not job.is_terminal]
         elif job_ids:
-            chosen = [self.find(job_id) for job_id in job_ids]
+            chosen = [self.find(job_id) for job_id in dict.fromkeys(job_ids)]
         else:
             running = [job for job in self.jobs.values() if job.status in ("SETTING_UP", "RUNNING")]
             chosen = running[-1:]
@@ -186,22 +259,19 @@ class Engine(Listeners):
 
     # --- scheduling
 
+    def _held(self) -> List[Tuple[Demand, Placement]]:
+        busy = (*self._runners, *self._clearing)
+        return [(self.jobs[job_id].demand, self.jobs[job_id].placement) for job_id in busy]
+
     def _cluster(self) -> Cluster:
-        held = [(self.jobs[job_id].demand, self.jobs[job_id].placement) for job_id in self._runners]
-        return Cluster(self.config.nodes, self.ranks.alive(), held)
+        return Cluster(self.config.nodes, self.ranks.alive(), self._held())
 
     def schedule(self) -> None:
         """Starts what can start now. Called whenever something may have become free."""
         if not self._queue or self.stopping or not self.ranks.up:
             return
-        cluster = self._cluster()
-        waiting: List[Waiting] = []
-        for job_id in self._queue:  # no more than could possibly start: a long queue is not walked each time
-            job = self.jobs[job_id]
-            waiting.append(Waiting(job_id, job.num_nodes, job.demand))
-            if len(waiting) >= 256:
-                break
-        for job_id, placement in schedule(cluster, waiting):
+        waiting = (Waiting(job_id, self.jobs[job_id].num_nodes, self.jobs[job_id].demand) for job_id in self._queue)
+        for job_id, placement in schedule(self._cluster(), waiting):
             job = self.jobs[job_id]
             del self._queue[job_id]
             job.placement = placement
@@ -216,9 +286,7 @@ class Engine(Listeners):
             asyncio.get_event_loop().call_soon(self.schedule)  # its place is free again
             return
         self._runners[job.job_id] = runner
-        task = asyncio.ensure_future(self._see_through(job, runner, resumed))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._see_through(job, runner, resumed))
 
     async def _see_through(self, job: Job, runner: Runner, resumed: bool) -> None:
         try:
@@ -267,6 +335,8 @@ class Engine(Listeners):
         now = time.time()
         first: Dict[int, End] = {}
         for end in ends:
+            if end.status == "CANCELLED" and self.stopping and self.end_cause:
+                end = end._replace(cause=self.end_cause)
             if not end.job.is_terminal:
                 first.setdefault(end.job.job_id, end)
         if not first:

@@ -13,6 +13,9 @@ early by {"id": 7, "cancel": true}; the agent answers with "ok" and sends no mor
 it, never a job. A request with "window": <bytes> beside "args" gets no more than about so much ahead of what the client has
 said that it took, by {"id": 7, "taken": <items>} each time; without it items come as fast as the channel takes them.
 
+While requests are open and there is a lease, the agent sends {"id": null, "ask": "ping"} from time to time. A client
+answers by the verb ping, which renews the lease as all that it sends does.
+
 Verbs (args -> ok):
     ready     {"timeout_s": 60}        -> {"nodes": [{"rank", "node_id", "ip", "alive", "resources": {...}}], "ray_version",
                                            "gcs_address", "seconds"}
@@ -20,10 +23,14 @@ Verbs (args -> ok):
                                           answer; error kind "not_ready" with facts {"missing_ranks": [...], "detail": "..."} at the timeout
     info      {}                       -> {"cluster", "cluster_id", "role", "pid", "started_at", "now", "bundle", "ray_ok": bool,
                                            "alive_ranks": [...], "autostop": {...} or null, "idle_s": float, "stopping": bool,
-                                           "active_jobs": int, "asleep": bool}
+                                           "active_jobs": int, "lease_s", "lease_left_s": float or null,
+                                           "asleep": bool,
+                                           "ray": {"state", "restarts", "last_error"}} (rayhold.py; this node's Ray)
     submit    {"job": JobSpec}         -> {"job_id": 3, "adopted": false, "task_id": "..."}   error kinds "impossible", "stopping"
-    submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}]}
-    queue     {"all": true}            -> {"jobs": [Job...]}       newest last; "all": false leaves out ended ones
+    submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}], "submitted_at"}   all of them, or
+                                          none: an error's "index" says which one is at fault
+    queue     {"all": true}            -> {"jobs": [Job...]}       newest last; "all": false leaves out ended ones.
+                                          "form": "columns" says the same as {"count", "columns"}, see columns.py
     job       {"job_id": 3}            -> {"job": Job}             null job_id: the newest; error kind "not_found"
     wait      {"job_id": 3, "timeout_s": null} -> {"job": Job}     answers when it is terminal, or at the timeout as it is then
     cancel    {"job_ids": [3], "all": false}   -> {"cancelled": [{"job_id", "ended": [pid...], "survivors": [pid...]}]}
@@ -37,7 +44,13 @@ Verbs (args -> ok):
                                           were read together are one item, joined by newlines; "prefix": bytes that stand before
                                           each of them in the merged log ("offset" counts those, too); "partial" is its last line's
     log_files {"job_id": 3}            -> {"log_dir": "...", "files": [{"name", "bytes"}]}   on the head
-    autostop  {"idle_minutes": 5, "down": false}  -> {}            negative: off
+    autostop  {"idle_minutes": 5, "down": false, "wait_for": "jobs_and_ssh", "hook": null, "hook_timeout_s": null}  -> {}
+                                          negative: off. wait_for, what keeps the cluster awake: "jobs_and_ssh", "jobs" or
+                                          "none" (the time since this setting or a job's start). hook: a script for the
+                                          head, before the end; without its timeout it has an hour
+    lease     {"lease_s": 7200}        -> {"lease_s", "lease_left_s"}   null: none. When no client sends anything for so
+                                          long, every node ends the cluster on itself, jobs included
+    ping      {}                       -> {}
     setup_state {"hash": "..."}        -> {"done_ranks": [0, 1]}   where setup with this hash has succeeded
     stop_nodes {"release": false}      -> {"ranks": [{"rank", "ended": [pid], "survivors": [pid], "error": null}]}
                                           cancels jobs, ends Ray and every process of this cluster on all nodes that can be reached, this agent last
@@ -49,10 +62,11 @@ stopped.json where it is, and leaves by itself when nobody has been connected fo
 last written down; wait and a followed log answer at once, since nothing can change. `daemon` without the flag takes its place;
 `daemon --asleep` beside an agent of the cluster that is awake does nothing and succeeds.
 
-stopped.json, beside jobs.db, is what an autostop leaves behind: {"at": time, "reason": "autostop", "down": bool, "cluster_id",
-"stopping": bool}. It is there before anything is ended, with "stopping": true; false once all that could be reached has
+stopped.json, beside jobs.db, is what a cluster leaves behind that ended by itself: {"at": time, "reason": "autostop" or
+"lease", "down": bool, "cluster_id", "standing", "stopping": bool, "hook": {"event", "code", ...} where one ran}; on a
+worker only where the lease ran out and no head was there. It is there before anything is ended, with "stopping": true; false once all that could be reached has
 ended. Without an agent that answers, "stopping": true means that the end was begun and nobody knows how far it came. The
-next `daemon` without --asleep removes it.
+next `daemon` without --asleep goes on with it when it is the same standing of the cluster, else it removes it.
 
 cluster.json is the claim on the account and what a lost state is rebuilt from (models/mark.py has its form). The agent
 changes two of its values and leaves the rest: "job_ids", ranges of the jobs that were submitted (head) or had a rank there
@@ -64,8 +78,11 @@ again; one that was queued is still queued, so whoever ends a cluster cancels it
 
 JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
-          "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>"}
-    run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
+          "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>",
+          "max_retries": 0, "retry_exit_codes": []}
+    timeout_s: how long one attempt's run may take, setup and queue not counted. max_retries: how often run is begun again
+    after its first failed rank exited with one of retry_exit_codes (empty: with any code but 0), on the same nodes.
+    A key that is known gives the job that it came with first, whatever the rest says. run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
 Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank, null for a rank that no signal ended.
      "first_cause": null, or {"rank", "node", "exit_code", "signal", "reason", "last_lines"}; reason is one of exit, signal,
      oom, disk_full, not_started, lost, timeout. "attempt": 0, and one more for each retry.
@@ -73,10 +90,13 @@ Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank
 
 from __future__ import annotations
 
-__all__ = ["MAX_LINE_BYTES", "PROTOCOL", "RAY_RANK_VARIABLE", "TERMINAL", "TOKEN_VARIABLE"]
+__all__ = ["MAX_LINE_BYTES", "OWN_KEY", "PROTOCOL", "RAY_RANK_VARIABLE", "TERMINAL", "TOKEN_VARIABLE"]
 
 PROTOCOL = 1
 MAX_LINE_BYTES = 64 * 1024 * 1024
+
+# Begins a key that a client made for itself, so that a submit can be asked twice when its channel breaks: no user's key.
+OWN_KEY = "~"
 
 # Every process that skylib starts on a node (Ray's included) carries this variable with the cluster's id; a job's
 # processes carry SKYPILOT_TASK_ID instead. It is how we know ours, by inheritance and never by a name.

@@ -12,6 +12,7 @@ __all__ = ["Cluster", "Demand", "Placement", "Rank", "Waiting", "impossible", "p
 _DEFAULT_CPUS = 0.5
 _EPSILON = 1e-6
 _ANY_GPU = ""
+_MOST_LISTED = 8
 
 
 class Demand(NamedTuple):
@@ -62,6 +63,13 @@ def parse_demand(data: Mapping[str, Any]) -> Demand:
     return Demand(cpus, memory, gpus, tuple(sorted((name, count) for name, count in custom.items() if count)))
 
 
+class Lack(NamedTuple):
+    """What a node does not have enough of: how much of it is wanted, in words, and how much there is."""
+
+    what: str
+    have: float
+
+
 class Free:
     """What is free on one node."""
 
@@ -72,24 +80,24 @@ class Free:
         self.devices: List[float] = [1.0] * len(node.gpus)
         self.custom = dict(node.custom)
 
-    def lacks(self, demand: Demand) -> str:
-        """In words, the first thing that is not there; "" when it fits."""
+    def lacks(self, demand: Demand) -> Optional[Lack]:
+        """The first thing that is not there; None when it fits."""
         if self.cpus + _EPSILON < demand.cpus:
-            return f"{_number(demand.cpus)} CPUs ({_number(self.cpus)} free)"
+            return Lack(_count(demand.cpus, "CPU"), self.cpus)
         if self.memory_gib + _EPSILON < demand.memory_gib:
-            return f"{_number(demand.memory_gib)} GiB of memory ({_number(self.memory_gib)} free)"
+            return Lack(f"{_number(demand.memory_gib)} GiB of memory", self.memory_gib)
         for name, count in demand.custom:
             if self.custom.get(name, 0.0) + _EPSILON < count:
-                return f"{_number(count)} {name} ({_number(self.custom.get(name, 0.0))} free)"
+                return Lack(f"{_number(count)} x {name}", self.custom.get(name, 0.0))
         left = list(self.devices)
         for name, count in _named_first(demand.gpus):
             devices = self._pick(left, name, count)
             if devices is None:
                 have = sum(share for index, share in enumerate(left) if self._is_model(index, name))
-                return f"{_number(count)} {name.upper() or 'GPU'} ({_number(have)} free)"
+                return Lack(f"{_number(count)} x {name.upper() or 'GPU'}", have)
             for index, share in devices:
                 left[index] -= share
-        return ""
+        return None
 
     def take(self, demand: Demand) -> Rank:
         """Only after `lacks` said that it fits."""
@@ -132,7 +140,16 @@ def _named_first(gpus: Iterable[Tuple[str, float]]) -> List[Tuple[str, float]]:
 
 
 def _number(value: float) -> str:
-    return f"{max(value, 0.0):.3g}"
+    """Whole below a million as it is, else three digits; never a little more than there is."""
+    value = max(value, 0.0)
+    whole = round(value)
+    if abs(value - whole) < _EPSILON and whole < 1_000_000:
+        return str(whole)
+    return f"{math.floor(value * 100) / 100:g}" if value < 1000 else f"{value:.3g}"
+
+
+def _count(value: float, what: str) -> str:
+    return f"{_number(value)} {what}" if value == 1 else f"{_number(value)} {what}s"
 
 
 class Cluster:
@@ -159,16 +176,35 @@ class Cluster:
         best = sorted(fitting, key=lambda free: (-free.cpus / max(free.node.cpus, 1.0), free.node.rank))[:num_nodes]
         return tuple(free.take(demand) for free in sorted(best, key=lambda free: free.node.rank))
 
-    def wants(self, num_nodes: int, demand: Demand) -> str:
-        """Why the job does not fit now, in words."""
-        lacking = {rank: free.lacks(demand) for rank, free in self._free.items()}
-        fitting = sum(not text for text in lacking.values())
-        shown = "; ".join(f"{self._free[rank].node.label} lacks {text}" for rank, text in lacking.items() if text)
-        return f"{num_nodes} free nodes, {fitting} of {len(self._free)} can take it now" + (f" ({shown})" if shown else "")
+    def wants(self, num_nodes: int, demand: Demand, *, word: str = "free") -> str:
+        """What the job waits for, in words; "" when it fits now. word: what is said of the amounts that there are."""
+        lacking: Dict[str, List[str]] = {}
+        short = 0
+        for free in self._free.values():
+            lack = free.lacks(demand)
+            if lack is not None:
+                short += 1
+                lacking.setdefault(lack.what, []).append(f"{free.node.label} ({_number(lack.have)} {word})")
+        fitting = len(self._free) - short
+        if fitting >= num_nodes:
+            return ""
+        what = "; ".join(f"{each} on {_listed(nodes)}" for each, nodes in lacking.items())
+        if num_nodes == 1:
+            return what or "a node"
+        nodes = f"{num_nodes} nodes at once, {fitting} of {len(self._free)} can take it"
+        return f"{nodes}: it lacks {what}" if what else nodes
 
 
-def schedule(cluster: Cluster, queue: Sequence[Waiting]) -> List[Tuple[int, Placement]]:
-    """(job id, placement) of the jobs that start now, in order: nobody overtakes the first one that does not fit."""
+def _listed(nodes: Sequence[str]) -> str:
+    more = len(nodes) - _MOST_LISTED
+    return ", ".join(nodes[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def schedule(cluster: Cluster, queue: Iterable[Waiting]) -> List[Tuple[int, Placement]]:
+    """(job id, placement) of the jobs that start now, in order: nobody overtakes the first one that does not fit.
+
+    No more of the queue is looked at than those and the first that stays.
+    """
     starts: List[Tuple[int, Placement]] = []
     for waiting in queue:
         placement = cluster.place(waiting.num_nodes, waiting.demand)
@@ -187,5 +223,4 @@ def impossible(nodes: Sequence[NodeConfig], num_nodes: int, demand: Demand) -> s
     cluster = Cluster(nodes, [node.rank for node in nodes], [])
     if cluster.place(num_nodes, demand) is not None:
         return ""
-    wants = cluster.wants(num_nodes, demand).replace(" now", "").replace(" free)", " there)")
-    return f"the cluster can never give it: {wants}"
+    return f"the cluster can never give it: {cluster.wants(num_nodes, demand, word='there')}"

@@ -7,10 +7,12 @@ import os
 import time
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional
 
-from .autostop import idle_seconds, parse_autostop
+from .autostop import Autostop, parse_autostop
 from .config import AgentConfig
 from .engine import Engine
+from .lease import Lease
 from .link import RankError
+from .rayhold import RayHold
 from .refused import Refused
 from .server import Send, Verb
 from .streams import LogVerbs
@@ -25,13 +27,24 @@ class Keeper:
 
     asleep: bool
     started_at: float
-    last_event: float
-    autostop: Any
+    lease: Optional[Lease]
+    ray: RayHold
+
+    @property
+    def autostop(self) -> Optional[Autostop]:
+        raise NotImplementedError
+
+    @property
+    def idle_s(self) -> float:
+        raise NotImplementedError
 
     def touch(self) -> None:
         raise NotImplementedError
 
     def set_autostop(self, setting: Any) -> None:
+        raise NotImplementedError
+
+    def set_lease(self, lease_s: Optional[float]) -> None:
         raise NotImplementedError
 
     async def stop_all(self) -> List[Dict[str, Any]]:
@@ -65,6 +78,8 @@ class HeadVerbs:
             "logs": logs.logs,
             "log_files": logs.log_files,
             "autostop": self.autostop,
+            "lease": self.lease,
+            "ping": _ping,
             "setup_state": self.setup_state,
             "stop_nodes": self.stop_nodes,
             "local_stop": _local_stop(self._keeper),
@@ -101,13 +116,13 @@ class HeadVerbs:
     async def info(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         engine, keeper = self._engine, self._keeper
         now = time.time()
-        idle = idle_seconds(active_jobs=engine.active, last_event=keeper.last_event, now=now)
         return {
             **_who(engine.config, keeper, now),
             "ray_ok": engine.ranks.up,
             "alive_ranks": engine.ranks.alive(),
             "autostop": keeper.autostop.to_json() if keeper.autostop else None,
-            "idle_s": round(idle, 3),
+            "idle_s": round(keeper.idle_s, 3),
+            **_lease(keeper.lease),
             "stopping": engine.stopping,
             "active_jobs": engine.active,
         }
@@ -119,7 +134,10 @@ class HeadVerbs:
         return {"jobs": self._engine.submit(args["jobs"], time.time())}
 
     async def queue(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
-        return {"jobs": self._engine.queue(everything=bool(args.get("all", True)))}
+        everything = bool(args.get("all", True))
+        if args.get("form") == "columns":
+            return self._engine.columns(everything=everything)
+        return {"jobs": self._engine.queue(everything=everything)}
 
     async def job(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         return {"job": self._engine.show(self._engine.find(args.get("job_id")))}
@@ -147,6 +165,11 @@ class HeadVerbs:
     async def autostop(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         self._keeper.set_autostop(parse_autostop(args))
         return {}
+
+    async def lease(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+        given = args["lease_s"]
+        self._keeper.set_lease(None if given is None else float(given))
+        return _lease(self._keeper.lease)
 
     async def setup_state(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         marker = str(args["hash"])
@@ -204,7 +227,18 @@ def _who(config: AgentConfig, keeper: Keeper, now: float) -> Dict[str, Any]:
         "started_at": keeper.started_at,
         "now": now,
         "bundle": config.bundle,
+        "ray": keeper.ray.to_json(),
     }
+
+
+def _lease(lease: Optional[Lease]) -> Dict[str, Any]:
+    if lease is None or lease.left_s is None:
+        return {"lease_s": None, "lease_left_s": None}
+    return {"lease_s": lease.lease_s, "lease_left_s": round(lease.left_s, 3)}
+
+
+async def _ping(args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
+    return {}
 
 
 def _local_stop(keeper: Keeper) -> Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]:

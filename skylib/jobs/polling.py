@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import attrs
 
+from skylib.agent.protocol import OWN_KEY
 from skylib.errors import AgentError, AgentReplyError, JobFailed, JobNotFound, TransportError, TransportTimeout
-from skylib.jobs.submit import OWN_KEY
+from skylib.jobs.columns import decode_jobs
 from skylib.models.job import JobRecord, JobStatus
 from skylib.runtime.agent_client import AgentClient
 
@@ -31,7 +32,9 @@ class Cancelled:
 
 def queue(agent: AgentClient, cluster: str, *, include_ended: bool = True) -> list[JobRecord]:
     """All jobs of the cluster, oldest first."""
-    answer = agent.call("queue", all=include_ended)
+    answer = agent.call("queue", all=include_ended, form="columns")
+    if "columns" in answer:
+        return decode_jobs(cluster, answer)
     return [_record(cluster, entry) for entry in answer["jobs"]]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from skylib.agent.protocol import OWN_KEY
 from skylib.catalog.accelerators import accelerator_matches, accelerator_name
 from skylib.errors import AgentReplyError, ClusterNotUp, InvalidSpecError
 from skylib.models.accelerators import Accelerator
@@ -19,9 +20,8 @@ from skylib.models.task import Task
 from skylib.optimizer.fit import fits_cluster
 from skylib.runtime.agent_client import AgentClient
 
-__all__ = ["OWN_KEY", "Submitted", "demand_of", "job_spec", "own_key", "setup_hash", "submit"]
+__all__ = ["Submitted", "demand_of", "job_spec", "own_key", "setup_hash", "submit"]
 
-OWN_KEY = "~"  # begins a key that the user did not give: with one, a submit can be asked twice when its channel breaks
 DEFAULT_CPUS = 0.5  # SkyPilot's demand of a rank that names none
 
 

@@ -323,8 +323,11 @@ def test_a_thousand_jobs_in_one_call(client: Client) -> None:
     began = time.monotonic()
     waiting = client.call("queue", all=False)["jobs"]
     assert time.monotonic() - began < 5
-    assert "0 of 3 can take it" in waiting[1]["waiting_for"]
-    assert waiting[2]["waiting_for"] == f"job {holder + 1}, which is first in the queue"
+    lacks = "2 nodes at once, 0 of 3 can take it: it lacks 0.5 CPUs on head (0 free), worker1 (0 free), worker2 (0 free)"
+    first = holder + 1
+    assert waiting[1]["waiting_for"] == lacks
+    assert waiting[2]["waiting_for"] == f"1 job ahead: job {first}, which waits for {lacks}"
+    assert waiting[1000]["waiting_for"] == f"999 jobs ahead; the first, job {first}, waits for {lacks}"
     assert len(client.call("cancel", all=True)["cancelled"]) == 1001
     assert client.call("queue", all=False)["jobs"] == []
 
@@ -337,7 +340,9 @@ def test_nobody_overtakes_the_first_in_the_queue(client: Client, agent: InProces
     large = client.submit("date +%s.%N", num_nodes=3, demand={"CPU": 1})
     small = client.submit("date +%s.%N")
     assert client.job(small)["status"] == "PENDING"
-    assert client.job(large)["waiting_for"].startswith("3 free nodes, 2 of 3 can take it now (head lacks 1 CPUs (0 free)")
+    lacks = "3 nodes at once, 2 of 3 can take it: it lacks 1 CPU on head (0 free)"
+    assert client.job(large)["waiting_for"] == lacks
+    assert client.job(small)["waiting_for"] == f"1 job ahead: job {large}, which waits for {lacks}; it would fit now"
     until(lambda: workdir.is_dir())
     workdir.joinpath("go").touch()
     assert client.done(large)["started_at"] <= client.done(small)["started_at"]
@@ -347,10 +352,10 @@ def test_nobody_overtakes_the_first_in_the_queue(client: Client, agent: InProces
     ("spec", "why"),
     [
         ({"num_nodes": 4}, "asks for 4 nodes, the cluster has 3"),
-        ({"demand": {"CPU": 5}}, "lacks 5 CPUs"),
-        ({"demand": {"accelerators": {"H100": 1}}}, "lacks 1 H100"),
-        ({"num_nodes": 3, "demand": {"accelerators": {"A100": 1}}}, "worker2 lacks 1 A100"),
-        ({"demand": {"custom": {"disk": 1}}}, "lacks 1 disk"),
+        ({"demand": {"CPU": 5}}, "5 CPUs on head (4 there)"),
+        ({"demand": {"accelerators": {"H100": 1}}}, "1 x H100 on head (0 there)"),
+        ({"num_nodes": 3, "demand": {"accelerators": {"A100": 1}}}, "2 of 3 can take it: it lacks 1 x A100 on worker2 (0 there)"),
+        ({"demand": {"custom": {"disk": 1}}}, "1 x disk on head (0 there)"),
     ],
 )
 def test_what_can_never_run_is_refused(client: Client, spec: dict[str, object], why: str) -> None:

@@ -78,10 +78,10 @@ def test_mixed_models_in_one_node_are_told_apart() -> None:
         (2, {"CPU": 4}, ""),
         (3, {}, "the job asks for 3 nodes, the cluster has 2"),
         (0, {}, "at least one node"),
-        (1, {"memory_gib": 17}, "17 GiB of memory (16 there)"),
-        (2, {"accelerators": {"A100": 1}}, "worker1 lacks 1 A100 (0 there)"),
-        (1, {"GPU": 5}, "head lacks 5 GPU (4 there)"),
-        (1, {"custom": {"disk": 3}}, "3 disk (2 there)"),
+        (1, {"memory_gib": 17}, "17 GiB of memory on head (16 there), worker1 (16 there)"),
+        (2, {"accelerators": {"A100": 1}}, "2 nodes at once, 1 of 2 can take it: it lacks 1 x A100 on worker1 (0 there)"),
+        (1, {"GPU": 5}, "5 x GPU on head (4 there), worker1 (0 there)"),
+        (1, {"custom": {"disk": 3}}, "3 x disk on head (2 there), worker1 (0 there)"),
     ],
 )
 def test_what_a_cluster_can_never_give(num_nodes: int, demand: dict[str, object], why: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from skylib.jobs.submit import OWN_KEY, demand_of, job_spec, setup_hash
+from skylib.agent.protocol import OWN_KEY
+from skylib.jobs.submit import demand_of, job_spec, setup_hash
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.node import Gpu, HostAddress
 from skylib.models.resources import Resources
