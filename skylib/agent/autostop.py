@@ -10,10 +10,8 @@ __all__ = [
     "Autostop",
     "Load",
     "due_in",
-    "idle_seconds",
     "is_busy",
     "parse_autostop",
-    "stop_due_in",
 ]
 
 WAIT_FOR = ("jobs_and_ssh", "jobs", "none")
@@ -106,15 +104,3 @@ def due_in(setting: Optional[Autostop], *, load: Load, idle_s: float) -> Optiona
         return None
     stuck = load.stuck and setting.wait_for != "none"
     return max((max(setting.idle_s, _STUCK_S) if stuck else setting.idle_s) - idle_s, 0.0)
-
-
-def idle_seconds(*, active_jobs: int, last_event: float, now: float) -> float:
-    """For how long no job was there."""
-    return 0.0 if active_jobs else max(now - last_event, 0.0)
-
-
-def stop_due_in(setting: Optional[Autostop], *, active_jobs: int, last_event: float, now: float) -> Optional[float]:
-    """Seconds until it is due."""
-    if setting is None or active_jobs:
-        return None
-    return max(setting.idle_s - idle_seconds(active_jobs=active_jobs, last_event=last_event, now=now), 0.0)

@@ -27,7 +27,10 @@ Verb = Callable[[Mapping[str, Any], Send], Awaitable[Dict[str, Any]]]
 
 
 class Server:
-    """Listens, greets, and gives each request to its verb. hello: what the greeting says of this agent."""
+    """Listens, greets, and gives each request to its verb. hello: what the greeting says of this agent.
+
+    on_contact: called with whatever a client sends.
+    """
 
     def __init__(self, path: str, hello: Mapping[str, Any], verbs: Mapping[str, Verb]) -> None:
         self._path = path
@@ -35,6 +38,8 @@ class Server:
         self._verbs = dict(verbs)
         self._server: Optional[asyncio.AbstractServer] = None
         self._connections: Set[asyncio.Task[None]] = set()
+        self._open: Set[_Connection] = set()
+        self.on_contact: Callable[[], None] = lambda: None
 
     async def listen(self) -> None:
         """Takes the place of a socket that an agent left behind; only the account itself may connect."""
@@ -52,6 +57,11 @@ class Server:
         """How many connections there are."""
         return len(self._connections)
 
+    def ask(self) -> None:
+        """Has every client that waits for something say that it lives."""
+        for connection in self._open:
+            connection.ask()
+
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -64,7 +74,8 @@ class Server:
         task: Optional[asyncio.Task[None]] = asyncio.current_task()
         if task is not None:
             self._connections.add(task)
-        connection = _Connection(reader, writer, self._verbs)
+        connection = _Connection(reader, writer, self._verbs, lambda: self.on_contact())
+        self._open.add(connection)
         try:
             if _is_own(writer.get_extra_info("socket")) and await connection.greet(self._hello):
                 await connection.serve()
@@ -72,6 +83,7 @@ class Server:
             _log.debug("a connection ended: %r", exc)
         finally:
             connection.end()
+            self._open.discard(connection)
             if task is not None:
                 self._connections.discard(task)
 
@@ -86,7 +98,14 @@ def _is_own(peer: socket.socket) -> bool:
 
 
 class _Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, verbs: Mapping[str, Verb]) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        verbs: Mapping[str, Verb],
+        on_contact: Callable[[], None],
+    ) -> None:
+        self._on_contact = on_contact
         self._reader = reader
         self._writer = writer
         self._verbs = verbs
@@ -112,6 +131,7 @@ class _Connection:
             line = await self._reader.readline()
             if not line:
                 return
+            self._on_contact()
             try:
                 request = json.loads(line.decode())
                 number = request["id"]
@@ -174,6 +194,11 @@ class _Connection:
         self._writer.write(b"".join(lines))
         async with self._drain_lock:  # before Python 3.12 only one may wait
             await self._writer.drain()
+
+    def ask(self) -> None:
+        """One that does not read is not asked again and again."""
+        if self._requests and not self._writer.is_closing() and not self._writer.transport.get_write_buffer_size():
+            self._writer.write(_encode({"id": None, "ask": "ping"}))
 
     def end(self) -> None:
         for task in list(self._requests.values()):

@@ -8,7 +8,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from skylib.errors import TransportError
@@ -30,23 +30,37 @@ class ChannelBroken(Exception):
 
 
 class Replies:
-    """Messages for one request, in order."""
+    """Messages for one request, in order.
 
-    __slots__ = ("_messages", "number")
+    abandoned: nobody takes them any more; the request is ended when the next one comes. Setting it does no I/O.
+    """
+
+    __slots__ = ("_messages", "_wake", "abandoned", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.abandoned = False
         self._messages: queue.SimpleQueue[Message | ChannelBroken] = queue.SimpleQueue()
+        self._wake: Callable[[], None] | None = None
 
     def put(self, message: Message | ChannelBroken) -> None:
         self._messages.put(message)
+        wake = self._wake
+        if wake is not None:
+            wake()
 
     def next(self, timeout_s: float | None) -> Message:
-        """Raises queue.Empty at the timeout, ChannelBroken when no more can come."""
-        message = self._messages.get(timeout=timeout_s)
+        """Raises queue.Empty at the timeout (0: at once when there is none), ChannelBroken when no more can come."""
+        message = self._messages.get(timeout=timeout_s) if timeout_s != 0 else self._messages.get_nowait()
         if isinstance(message, ChannelBroken):
             raise message
         return message
+
+    def call_when_ready(self, wake: Callable[[], None] | None) -> None:
+        """`wake` is called for each message that comes, in the reading thread, and at once if there is one already."""
+        self._wake = wake
+        if wake is not None and not self._messages.empty():
+            wake()
 
 
 class Channel:
@@ -72,6 +86,11 @@ class Channel:
     def broken(self) -> bool:
         return self._broken is not None
 
+    @property
+    def is_parents(self) -> bool:
+        """Nobody reads it in this process: it was opened before a fork."""
+        return os.getpid() != self._pid
+
     def write(self, message: Mapping[str, object]) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         if os.getpid() != self._pid:
@@ -91,14 +110,16 @@ class Channel:
             raise message
         return message
 
-    def request(self, verb: str, args: Mapping[str, object]) -> Replies:
+    def request(self, verb: str, args: Mapping[str, object], *, window: int | None = None) -> Replies:
+        """window: bytes of a stream that may come ahead of what `taken` has said."""
         with self._lock:
             if self._broken is not None:
                 raise ChannelBroken(self._broken, sent=False)
             replies = Replies(next(self._numbers))
             self._pending[replies.number] = replies
         try:
-            self.write({"id": replies.number, "verb": verb, "args": dict(args)})
+            flow = {} if window is None else {"window": window}
+            self.write({"id": replies.number, "verb": verb, "args": dict(args), **flow})
         except ChannelBroken:
             with self._lock:
                 self._pending.pop(replies.number, None)
@@ -113,6 +134,11 @@ class Channel:
             self._pending.pop(number, None)
         with contextlib.suppress(ChannelBroken):
             self.write({"id": number, "cancel": True})
+
+    def taken(self, number: int, count: int) -> None:
+        """So many more items of a stream have been taken. A channel that is broken is told of by the next item."""
+        with contextlib.suppress(ChannelBroken):
+            self.write({"id": number, "taken": count})
 
     def close(self) -> None:
         self._process.close()
@@ -154,6 +180,9 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError(f"not a message of the agent: {_shown(line)}")
         number = message.get("id")
+        if "ask" in message:  # whether this client lives
+            self.write({"id": 0, "verb": "ping", "args": {}})
+            return
         if number is None:
             self._greetings.put(message)
             return
@@ -161,8 +190,13 @@ class Channel:
             replies = self._pending.get(number) if isinstance(number, int) else None
             if replies is not None and "item" not in message:
                 del self._pending[number]
-        if replies is not None:
-            replies.put(message)
+        if replies is None:
+            return
+        if replies.abandoned:
+            if "item" in message:
+                self.cancel(replies.number)
+            return
+        replies.put(message)
 
 
 def _shown(line: bytes) -> str:
