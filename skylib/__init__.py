@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from skylib import errors, events
     from skylib.client import Client
     from skylib.handles import Cluster, Job
+    from skylib.jobs.stream import LogStream
     from skylib.models.cluster import ClusterRecord, ClusterStatus
     from skylib.models.cost import ClusterCost
     from skylib.models.discovered import Discovered
@@ -46,6 +47,7 @@ _HOMES = {
     "JobRecord": "skylib.models.job",
     "JobStatus": "skylib.models.job",
     "LogLine": "skylib.models.job",
+    "LogStream": "skylib.jobs.stream",
     "NodeReceipt": "skylib.models.receipts",
     "Plan": "skylib.models.plan",
     "Reconciled": "skylib.models.receipts",
@@ -69,6 +71,7 @@ __all__ = [
     "JobRecord",
     "JobStatus",
     "LogLine",
+    "LogStream",
     "NodeReceipt",
     "Plan",
     "Reconciled",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +12,11 @@ from skylib.errors import InvalidSpecError
 from skylib.events import EventSink
 from skylib.handles import Cluster, Job
 from skylib.jobs.polling import Cancelled
+from skylib.jobs.stream import LogStream
 from skylib.jobs.submit import Submitted
 from skylib.models.cluster import ClusterRecord, check_is_text
 from skylib.models.discovered import Discovered
-from skylib.models.job import JobRecord, LogLine
+from skylib.models.job import JobRecord
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
@@ -182,9 +183,22 @@ class Client:
         wanted = [job_ids] if isinstance(job_ids, int) else job_ids
         return execute.cancel(self._session, name, wanted, all_jobs=all)
 
-    def tail_logs(self, name: str, job_id: int | None = None, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
-        """Lines of a job's log (None: the newest job) as they come, until it has ended. Stopping to read ends nothing."""
-        return joblogs.tail_logs(self._session, name, job_id, follow=follow, offset=offset)
+    def tail_logs(
+        self,
+        name: str,
+        job_id: int | None = None,
+        *,
+        follow: bool = True,
+        offset: int = 0,
+        tail: int | None = None,
+    ) -> LogStream:
+        """Lines of a job's log (None: the newest job's) as they come, until it has ended; for `for` and `async for`.
+
+        Stopping to read ends nothing but the reading. tail: begin with the last so many lines that are there. follow:
+        False gives what is there now. Raises ClusterNotFound, InvalidSpecError; what is read from it JobNotFound,
+        InvalidSpecError (no line begins at the offset), AgentError, TransportError.
+        """
+        return joblogs.tail_logs(self._session, name, job_id, follow=follow, offset=offset, tail=tail)
 
     def download_logs(self, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
         """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""

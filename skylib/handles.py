@@ -8,14 +8,14 @@ it holds a password. The handle knows the database by name only, for the error w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from skylib.errors import InvalidSpecError
 from skylib.jobs.polling import Cancelled
+from skylib.jobs.stream import LogStream
 from skylib.models.cluster import ClusterRecord, NodeRecord
-from skylib.models.job import JobRecord, JobStatus, LogLine
+from skylib.models.job import JobRecord, JobStatus
 from skylib.models.task import Task
 from skylib.ops import execute, joblogs, status
 from skylib.ops.lives import life_of
@@ -92,11 +92,15 @@ class Job(_Handle):
             session, self.cluster_name, self.id, timeout_s=timeout_s, check=check, cluster_id=self.cluster_id
         )
 
-    def logs(self, *, follow: bool = True, offset: int = 0) -> Iterator[LogLine]:
-        """Lines as they come, until it has ended; resumable at any line's next_offset."""
+    def logs(self, *, follow: bool = True, offset: int = 0, tail: int | None = None) -> LogStream:
+        """Lines as they come, until it has ended, for `for` and `async for`; a job that waits is waited for.
+
+        offset: any line's next_offset, to resume there. tail: begin with the last so many lines that are there. follow:
+        False gives what is there now. A line in pieces (`partial`) counts as so many lines.
+        """
         session = self._open()
         return joblogs.tail_logs(
-            session, self.cluster_name, self.id, follow=follow, offset=offset, cluster_id=self.cluster_id
+            session, self.cluster_name, self.id, follow=follow, offset=offset, tail=tail, cluster_id=self.cluster_id
         )
 
     def cancel(self) -> Cancelled | None:

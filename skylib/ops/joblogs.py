@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from skylib.errors import JobNotFound
-from skylib.jobs import logs
+from skylib.errors import InvalidSpecError, JobNotFound
+from skylib.jobs import kept, logs, polling
+from skylib.jobs.stream import ONE_LOOK_PATIENCE_S, PATIENCE_S, LogStream, Place, Source
 from skylib.models.cluster import ClusterRecord, NodeRecord
-from skylib.models.job import JobRecord, LogLine
+from skylib.models.job import JobRecord
 from skylib.ops.execute import queue, seen_job
 from skylib.ops.keeping import keep_log
 from skylib.ops.lives import Life, life_of
@@ -26,23 +27,55 @@ def tail_logs(
     *,
     follow: bool = True,
     offset: int = 0,
+    tail: int | None = None,
     cluster_id: str | None = None,
-) -> Iterator[LogLine]:
-    """Lines of a job's merged log; None: the newest job's. From the kept copy when the cluster is stopped or gone."""
+) -> LogStream:
+    """Lines of a job's merged log; None: the newest job's. From the kept copy when the cluster is stopped or gone.
+
+    offset: of a line, or the end of one. tail: begin with the last so many lines that are there. Raises InvalidSpecError,
+    ClusterNotFound, JobNotFound.
+    """
+    place = Place(_count(offset, "offset"), None if tail is None else _count(tail, "tail"))
+    if tail is not None and offset:
+        raise InvalidSpecError("give offset or tail, not both", field="tail")
     life = life_of(session, name, cluster_id)
-    record = life.askable
-    if record is not None:
-        return logs.follow(session.agent(record), name, job_id, offset=offset, follow=follow)
+    known = job_id
+    if life.askable is None:
+        known = _require_kept(session, life, job_id)
+
+    def open_source(place: Place) -> Source:
+        """Where the log is may change while it is read: it comes home when the cluster goes."""
+        nonlocal known
+        now = life_of(session, name, life.cluster_id)
+        record = now.askable
+        if record is None:
+            known = _require_kept(session, now, known)
+            return logs.kept_source(_kept(session, now, known), place)
+        agent = session.agent(record)
+        if known is None:
+            known = polling.job(agent, name, None).job_id
+        return logs.open_source(agent, name, known, place, follow=follow)
+
+    return LogStream(open_source, place, patience_s=PATIENCE_S if follow else ONE_LOOK_PATIENCE_S)
+
+
+def _count(value: object, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidSpecError(f"{field} must be a whole number that is not negative, not {value!r}", field=field)
+    return value
+
+
+def _require_kept(session: Session, life: Life, job_id: int | None) -> int:
+    """The job whose log is at home. Raises JobNotFound."""
     found = seen_job(session, life, job_id)
-    path = _kept(session, life, found.job_id)
-    if not path.exists():
+    if not _kept(session, life, found.job_id).exists():
         raise JobNotFound(
-            f"the log of job {found.job_id} of cluster {name!r} was not brought home",
-            cluster=name,
+            f"the log of job {found.job_id} of cluster {life.name!r} was not brought home",
+            cluster=life.name,
             job_id=found.job_id,
-            hint=f"client.start({name!r}) when the cluster is stopped",
+            hint=f"client.start({life.name!r}) when the cluster is stopped",
         )
-    return logs.kept_lines(path, offset=offset)
+    return found.job_id
 
 
 def download_logs(session: Session, name: str, job_ids: Sequence[int] | None = None) -> dict[int, Path]:
@@ -66,7 +99,7 @@ def download_logs(session: Session, name: str, job_ids: Sequence[int] | None = N
 
 
 def _kept(session: Session, life: Life, job_id: int) -> Path:
-    return logs.kept_path(session.home.job_logs, life.name, life.cluster_id, job_id)
+    return kept.kept_path(session.home.job_logs, life.name, life.cluster_id, job_id)
 
 
 def _fetch_job_files(session: Session, record: ClusterRecord, job: JobRecord, target: Path) -> None:

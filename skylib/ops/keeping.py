@@ -5,18 +5,21 @@ from __future__ import annotations
 import attrs
 
 from skylib.errors import AgentError, SkyError
-from skylib.jobs import logs, polling
+from skylib.jobs import kept, logs, polling
 from skylib.models.cluster import ClusterRecord
+from skylib.models.job import JobRecord, JobStatus
 from skylib.ops.pen import FREE, Pen
 from skylib.runtime.agent_client import daemon_command
 from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 from skylib.transport.command import Command
+from skylib.transport.fanout import fanout
 
 __all__ = ["Brought", "bring_home", "bring_logs_home", "keep_log"]
 
 WAKE_TIMEOUT_S = 30.0
 KEEP_TIMEOUT_S = 600.0
+AT_ONCE = 8
 
 
 @attrs.frozen(kw_only=True)
@@ -61,9 +64,13 @@ def _bring(session: Session, record: ClusterRecord, pen: Pen) -> None:
     jobs = polling.queue(session.agent(record), record.name)
     with pen:
         session.store.save_jobs(record.cluster_id, jobs)
-    for each in jobs:
+
+    def keep(job: JobRecord) -> None:
         pen.check()
-        keep_log(session, record, each.job_id)
+        keep_log(session, record, job.job_id, final=job.status not in (JobStatus.INIT, JobStatus.PENDING))
+
+    for outcome in fanout(keep, jobs, limit=AT_ONCE):
+        outcome.get()
 
 
 def _has_jobs(session: Session, record: ClusterRecord) -> bool:
@@ -78,9 +85,11 @@ def _wake(session: Session, record: ClusterRecord) -> None:
     session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
 
 
-def keep_log(session: Session, record: ClusterRecord, job_id: int) -> None:
-    """One process at a time writes a kept log."""
-    path = logs.kept_path(session.home.job_logs, record.name, record.cluster_id, job_id)
+def keep_log(session: Session, record: ClusterRecord, job_id: int, *, final: bool = False) -> None:
+    """One process at a time writes a kept log. final: the job prints no more, whatever its status says."""
+    path = kept.kept_path(session.home.job_logs, record.name, record.cluster_id, job_id)
+    if kept.is_complete(path):
+        return
     scope = f"joblog:{record.cluster_id}:{job_id}"
     with session.file_locks.hold(scope, operation="keep log", timeout_s=KEEP_TIMEOUT_S):
-        logs.keep(session.agent(record), record.name, job_id, path)
+        logs.keep(session.agent(record), record.name, job_id, path, final=final)

@@ -6,7 +6,6 @@ the channel broke is repeated only if it cannot do harm twice.
 
 from __future__ import annotations
 
-import base64
 import queue
 import sys
 import threading
@@ -19,11 +18,12 @@ from skylib.agent.protocol import PROTOCOL, TOKEN_VARIABLE
 from skylib.errors import AgentError, AgentReplyError, AgentVersionError, ConnectError, TransportError
 from skylib.forks import watch
 from skylib.runtime.agent_channel import Channel, ChannelBroken, Message, Replies
+from skylib.runtime.agent_stream import WINDOW_BYTES, AgentStream
 from skylib.runtime.layout import NodeLayout
 from skylib.transport.base import Process, Transport
 from skylib.transport.command import Command
 
-__all__ = ["AgentClient", "bridge_command", "daemon_command", "payload_bytes"]
+__all__ = ["AgentClient", "bridge_command", "daemon_command"]
 
 HANDSHAKE_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 60.0
@@ -121,38 +121,40 @@ class AgentClient:
         Closing the iterator ends the stream at the agent. Raises AgentError when the channel breaks: a broken stream
         never looks like its end.
         """
+        stream = self.open_stream(verb, **args)
+        try:
+            while True:
+                message = stream.next()
+                yield message
+                if "ok" in message:
+                    return
+        finally:
+            if not sys.is_finalizing():  # an interpreter that ends closes the channel anyway
+                stream.close()
+
+    def open_stream(self, verb: str, **args: object) -> AgentStream:
+        """A streaming verb under way. Raises AgentError, TransportError."""
         channel = self._open_channel()
         try:
-            replies = channel.request(verb, args)
+            replies = channel.request(verb, args, window=WINDOW_BYTES)
         except ChannelBroken:
             self._drop(channel)
             channel = self._open_channel()
             try:
-                replies = channel.request(verb, args)
+                replies = channel.request(verb, args, window=WINDOW_BYTES)
             except ChannelBroken as again:
                 raise self._lost(verb, again) from again
-        return self._items(channel, replies, verb)
+        return AgentStream(
+            channel,
+            replies,
+            refusal=lambda message: self._raise_refusal(message, verb),
+            lost=lambda broken: self._end(channel, verb, broken),
+        )
 
-    def _items(self, channel: Channel, replies: Replies, verb: str) -> Iterator[Message]:
-        done = False
-        try:
-            while True:
-                try:
-                    message = replies.next(None)
-                except ChannelBroken as broken:
-                    done = True
-                    self._drop(channel)
-                    raise self._lost(verb, broken) from broken
-                if "item" in message:
-                    yield message["item"]
-                    continue
-                done = True
-                self._raise_refusal(message, verb)
-                yield {"ok": message.get("ok", {})}
-                return
-        finally:
-            if not done and not sys.is_finalizing():  # an interpreter that ends closes the channel anyway
-                channel.cancel(replies.number)
+    def _end(self, channel: Channel, verb: str, broken: ChannelBroken) -> AgentError:
+        if not channel.is_parents:
+            self._drop(channel)
+        return self._lost(verb, broken)
 
     def close(self) -> None:
         """Close the channel: requests under way fail, a later one opens a new channel."""
@@ -278,10 +280,3 @@ def _last_words(process: Process) -> str:
         return process.wait(timeout_s=2.0).stderr.decode(errors="replace").strip()
     except (ConnectError, TransportError):
         return ""
-
-
-def payload_bytes(item: Mapping[str, Any]) -> bytes:
-    """The bytes of one item of `logs`."""
-    if "b64" in item:
-        return base64.b64decode(item["b64"])
-    return str(item.get("text", "")).encode()

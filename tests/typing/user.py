@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import assert_type
 
 import skylib
-from skylib import Client, Cluster, ClusterRecord, Job, JobRecord, JobStatus, LogLine, Plan, Resources, Task
+from skylib import Client, Cluster, ClusterRecord, Job, JobRecord, JobStatus, LogLine, LogStream, Plan, Resources, Task
 from skylib.errors import BringUpError, ClusterNotFound, JobFailed, SkyError
 from skylib.events import Event, Phase
 
@@ -46,6 +46,15 @@ def launch_and_watch(client: Client, task: Task) -> JobRecord:
     return job.wait(timeout_s=10, check=False)
 
 
+async def watch(job: Job) -> int:
+    """Lines in an event loop."""
+    async with job.logs(tail=100) as lines:
+        assert_type(lines, LogStream)
+        async for line in lines:
+            assert_type(line, LogLine)
+        return lines.offset
+
+
 def verbs(client: Client) -> None:
     """Each verb gives one type, whatever its flags."""
     assert_type(client.status(), list[ClusterRecord])
@@ -54,7 +63,7 @@ def verbs(client: Client) -> None:
     assert_type(client.exec("nvidia-smi", "train"), Job)
     assert_type(client.queue("train"), list[JobRecord])
     assert_type(client.job("train", 1), Job)
-    assert_type(client.tail_logs("train", follow=False), Iterator[LogLine])
+    assert_type(client.tail_logs("train", follow=False, tail=10), LogStream)
     assert_type(client.download_logs("train", [1, 2]), dict[int, Path])
     assert_type(client.start("train"), ClusterRecord)
     assert_type(client.stop("train"), skylib.DownReceipt)
