@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set, Tuple
 
 from .config import AgentConfig
@@ -18,6 +19,7 @@ __all__ = ["Collector"]
 _log = logging.getLogger(__name__)
 _POLL_S = 20.0
 _RETRY_S = 0.2
+_MUCH = 1 << 16  # bytes that are not written in the event loop: it has others to serve meanwhile
 
 
 class _Rank(NamedTuple):
@@ -40,6 +42,7 @@ class Collector:
         self._wake: Dict[int, asyncio.Event] = {}
         self._logs: Dict[str, MergedLog] = {}
         self._announcing: Set[asyncio.Task[None]] = set()
+        self._writers = ThreadPoolExecutor(max_workers=4)
         self.on_bytes: Callable[[str], None] = lambda task_id: None
 
     def open(self, task_id: str, log_dir: str) -> None:
@@ -80,6 +83,7 @@ class Collector:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._writers.shutdown()  # what is being written is whole when another agent goes on
 
     async def _announce(self, node: int) -> None:
         """Tells the node which ranks to look after; a poll that waits there sees them at once."""
@@ -111,7 +115,7 @@ class Collector:
                 await self._announce(node)
                 taken = [(key, self._source(key)) for key in watched]
                 reply = await self._ranks.call(node, "poll", taken, done, _POLL_S, timeout_s=_POLL_S + 10.0)
-                done = self._take(node, reply)
+                done = await self._take(node, reply)
             except (RankError, asyncio.TimeoutError) as exc:
                 if not isinstance(exc, RankError) or exc.kind not in ("link", "node"):
                     _log.warning("node %d cannot be followed now: %s", node, exc)
@@ -122,19 +126,29 @@ class Collector:
                 await asyncio.sleep(1.0)
                 self._unsent.setdefault(node, set()).update(watched)
 
-    def _take(self, node: int, reply: Any) -> List[Key]:
+    async def _take(self, node: int, reply: Any) -> List[Key]:
         """Writes what came; the ends that came with it are told afterwards."""
         pieces, ends, unknown = reply
-        grown: Set[str] = set()
         watched = self._watched[node]
         label = self._config.nodes[node].label
-        for key, (offset, data, goes_on) in ((to_key(key), piece) for key, piece in pieces):
+        work = []
+        for key, piece in ((to_key(key), piece) for key, piece in pieces):
             log = self._logs.get(key[0])
             if log is not None and key in watched:
+                work.append((log, key, piece))
+
+        def write() -> None:
+            for log, key, (offset, data, goes_on) in work:
                 log.append(stream_of(key[1]), label, key[2], offset, data, goes_on=goes_on)
-                grown.add(key[0])
-        for task_id in grown:
-            self.on_bytes(task_id)
+
+        try:
+            if sum(len(piece[1]) for _, _, piece in work) < _MUCH:
+                write()
+            else:
+                await asyncio.get_event_loop().run_in_executor(self._writers, write)
+        finally:
+            for task_id in {key[0] for _, key, _ in work}:
+                self.on_bytes(task_id)
         done = [(to_key(key), record) for key, record in ends]
         for key, record in done:
             rank = watched.pop(key, None)
