@@ -61,6 +61,8 @@ class Daemon(Keeper):
 
     async def run(self, ready: Any) -> None:
         """Until it is told to leave. ready: called once the socket accepts."""
+        if os.path.exists(self._stopped) and not self.asleep and begun_end(self.config) is None:
+            os.unlink(self._stopped)
         verbs = self._head() if self.config.role == "head" else worker_verbs(self.config, self)
         hello: Dict[str, Any] = {
             "protocol": PROTOCOL,
@@ -106,8 +108,6 @@ class Daemon(Keeper):
             self._engine.db.close()
 
     def _head(self) -> Dict[str, Verb]:
-        if os.path.exists(self._stopped) and not self.asleep and begun_end(self.config) is None:
-            os.unlink(self._stopped)
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))
         self._engine = Engine(self.config, db, self._ranks)
         self._engine.on_event = self.touch

@@ -301,15 +301,7 @@ class NodeService:
 
         final: no rank of the job is started here afterwards, not even one whose start is on its way.
         """
-        tree = self._tree(task_id)
-        if final:
-            try:
-                tree.close()
-            except OSError:
-                pass  # a full disk keeps no job from its end
-        wanted = None if ranks is None else set(ranks)
-        result = tree.end("" if wanted is None else phase, wanted, grace_s)
-        return {"ended": result.ended, "survivors": result.survivors}
+        return self._tree(task_id).kill(phase, ranks, grace_s, final=final)
 
     def _tree(self, task_id: str) -> JobTree:
         return JobTree(self.config.jobs_state, self._boot, task_id)

@@ -33,8 +33,9 @@ class Seen:
     """What asking a cluster gave. reached: the head's host answered. agent: the agent did. alive: ranks that Ray has.
 
     stopping: the agent is about to stop the cluster by itself. stopped: the head says that it did; released: and that
-    the hosts are to be given back; stopped_at: when, by the node's clock. traces: what is on each node, by rank, where
-    that was asked: on none while the agent answers, on the head alone when something is there.
+    the hosts are to be given back; stopped_at: when, by the node's clock; reason: "autostop" or "lease". traces: what is
+    on each node, by rank, where that was asked: on none while the agent answers, on the head alone when something is
+    there.
     """
 
     reached: bool
@@ -45,6 +46,7 @@ class Seen:
     released: bool = False
     stopping: bool = False
     stopped_at: float | None = None
+    reason: str = ""
     traces: tuple[Trace, ...] = ()
 
 
@@ -109,6 +111,7 @@ def _look_without_agent(session: Session, record: ClusterRecord, pen: Pen) -> Se
             stopped=True,
             released=bool(said.get("down")),
             stopped_at=float(at) if isinstance(at, (int, float)) else None,
+            reason=str(said.get("reason") or ""),
         )
     pen.check()
     head = _trace(session, record, record.head)
@@ -191,12 +194,28 @@ def _would_be_seen(session: Session, record: ClusterRecord, node: NodeRecord) ->
 
 
 def stopped_by_itself(session: Session, record: ClusterRecord) -> Mapping[str, object] | None:
-    """What the head wrote when the cluster stopped for want of work ("at", "down", "stopping"); None when it did not.
+    """What the cluster wrote when it ended by itself ("at", "reason", "down", "stopping"); None when it did not.
 
-    Raises TransportError.
+    The head's word; where there is a lease and the head says nothing, as after a crash, a worker's. Raises TransportError
+    when the head cannot be asked.
     """
-    marker = f"{record.head.root}/.sky/stopped.json"
-    done = session.transport(record.head.address).run(Command.of("cat", marker), timeout_s=COMMAND_S)
+    said = _stopped_here(session, record, record.head)
+    if said is not None or record.lease_s is None:
+        return said
+    for node in record.nodes[1:]:
+        try:
+            said = _stopped_here(session, record, node)
+        except SkyError:
+            continue
+        if said is not None and said.get("reason") == "lease":
+            return said
+    return None
+
+
+def _stopped_here(session: Session, record: ClusterRecord, node: NodeRecord) -> Mapping[str, object] | None:
+    """Raises TransportError."""
+    marker = f"{node.root}/.sky/stopped.json"
+    done = session.transport(node.address).run(Command.of("cat", marker), timeout_s=COMMAND_S)
     try:
         said = json.loads(done.stdout) if done.ok else {}
     except ValueError:

@@ -13,6 +13,7 @@ from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.offer import Offer
 from skylib.models.task import Task
 from skylib.ops.cleanup import take_away
+from skylib.ops.timer import kept_leased
 from skylib.optimizer.rank import Placement, rank
 from skylib.providers.base import NodeMaker, NodeSpec, ProviderContext
 from skylib.runtime.bringup import Member, Site, StandingCluster, Tools, bring_up
@@ -144,12 +145,17 @@ def _bring_up(
         resources=record.resources,
     )
     places = [(member.address, member.root) for member in members]
+
+    def bring_files() -> None:
+        with kept_leased(session, record):
+            beside(places)
+
     tools = Tools(
         transport=session.transport,
         environment=session.environment(events),
         agent=lambda transport, node: session.new_agent(record.name, record.cluster_id, transport, node.python, node.layout),
         events=events,
-        while_starting=lambda nodes: beside(places),
+        while_starting=lambda nodes: bring_files(),
         timeout_s=timeout_s,
         min_disk_gib=session.config.provision.min_disk_gib,
     )

@@ -25,6 +25,7 @@ __all__ = ["check", "status"]
 
 _NOWHERE = "every host was reached, and nothing of the cluster is on any"
 _STOPPED_BY_ITSELF = "idle for long enough, it stopped by itself and gave its hosts back"
+_LEASE_RAN_OUT = "its lease ran out: it ended by itself and gave its hosts back"
 
 
 @attrs.frozen(kw_only=True)
@@ -191,7 +192,7 @@ def _give_up(asking: _Asking, record: ClusterRecord, seen: Seen) -> ClusterRecor
             return session.store.cluster(name)
         else:
             give_back(session, record, asking.sink)
-            at, reason = session.clock(), _STOPPED_BY_ITSELF
+            at, reason = session.clock(), _LEASE_RAN_OUT if seen.reason == "lease" else _STOPPED_BY_ITSELF
             session.store.remove_cluster(name, at=at, cluster_id=cluster_id, used_until=until, reason=reason)
         session.settle_intent(intent, "done")
     return left

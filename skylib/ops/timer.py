@@ -99,11 +99,11 @@ def kept_busy(session: Session, record: ClusterRecord) -> Iterator[None]:
 
 @contextmanager
 def kept_leased(session: Session, record: ClusterRecord) -> Iterator[None]:
-    """While a launch is at work its lease does not run out."""
+    """While a launch is at work its lease does not run out. Its agent may have to come up first."""
     if record.lease_s is None:
         yield
         return
-    with _repeated(session, record, _lease_pause_s(record), "ping", {}):
+    with _repeated(session, record, _lease_pause_s(record), "ping", {}, at_once=False):
         yield
 
 
@@ -113,18 +113,19 @@ def _lease_pause_s(record: ClusterRecord) -> float:
 
 @contextmanager
 def _repeated(
-    session: Session, record: ClusterRecord, pause_s: float, verb: str, args: dict[str, Any]
+    session: Session, record: ClusterRecord, pause_s: float, verb: str, args: dict[str, Any], *, at_once: bool = True
 ) -> Iterator[None]:
-    """The agent is told so now and whenever pause_s have passed, until the block ends."""
+    """The agent is told so whenever pause_s have passed, until the block ends; at_once: and now."""
     done = threading.Event()
     agent = session.agent(record)
 
     def renew() -> None:
-        while True:
+        pause = min(pause_s, _LONGEST_PAUSE_S)
+        over = not at_once and done.wait(pause)
+        while not over:
             with suppress(AgentError, TransportError):  # the delivery itself will tell what is wrong
                 agent.call(verb, **args)
-            if done.wait(min(pause_s, _LONGEST_PAUSE_S)):
-                return
+            over = done.wait(pause)
 
     renewing = threading.Thread(target=copy_context().run, args=(renew,), name="skylib-busy", daemon=True)
     renewing.start()

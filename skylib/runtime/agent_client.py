@@ -30,7 +30,7 @@ CALL_TIMEOUT_S = 60.0
 
 # May be asked twice without harm: they read, or they lead to the same state.
 _REPEATABLE = frozenset(
-    {"ready", "info", "queue", "job", "wait", "logs", "log_files", "autostop", "setup_state"}
+    {"ready", "info", "queue", "job", "wait", "logs", "log_files", "autostop", "setup_state", "lease", "ping"}
 )
 
 

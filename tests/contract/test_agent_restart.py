@@ -16,6 +16,7 @@ from skylib.agent.node import NodeService
 from skylib.agent.processes import carrying, own
 from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
 
+SETTING = {"wait_for": "jobs_and_ssh", "hook": None, "hook_timeout_s": None}
 SLOW = "for i in $(seq 60); do echo $SKYPILOT_NODE_RANK $i; sleep 0.02; done"
 
 
@@ -231,7 +232,7 @@ def test_an_idle_cluster_stops_by_itself(tmp_path: Path) -> None:
     client.call("autostop", idle_minutes=0.01, down=True)
     job_id = client.submit("sleep 97 & sleep 1.2")
     task = client.job(job_id)["task_id"]
-    assert client.call("info")["autostop"] == {"idle_minutes": 0.01, "down": True}
+    assert client.call("info")["autostop"] == {**SETTING, "idle_minutes": 0.01, "down": True}
     assert client.done(job_id)["status"] == "SUCCEEDED"
     stopped = Path(agent.head.sky, "stopped.json")
     assert not stopped.exists()
@@ -276,7 +277,7 @@ def test_autostop_is_remembered_and_can_be_taken_back(agent: InProcessAgent) -> 
     client = connect(agent)
     client.call("autostop", idle_minutes=30)
     client = again(agent)
-    assert client.call("info")["autostop"] == {"idle_minutes": 30.0, "down": False}
+    assert client.call("info")["autostop"] == {**SETTING, "idle_minutes": 30.0, "down": False}
     client.call("autostop", idle_minutes=-1)
     client = again(agent)
     assert client.call("info")["autostop"] is None

@@ -141,7 +141,7 @@ def test_a_thousand_jobs_are_few_writes(agent: InProcessAgent) -> None:
         seen.add((found.st_ino, found.st_mtime_ns))
     client.call("cancel", all=True)
     until(lambda: mark_of(agent.head)["job_ids"] == "1-1000")
-    assert mark_of(agent.head)["autostop"] == {"idle_minutes": 30, "down": True}
+    assert mark_of(agent.head)["autostop"].items() >= {"idle_minutes": 30, "down": True}.items()
     assert len(seen) < 50
     client.close()
 
