@@ -1,4 +1,4 @@
-"""The bundle's commands: daemon, bridge, end; ranks is for the agent itself. Each loads only what it needs."""
+"""The bundle's commands: daemon, bridge, end, certs; ranks is for the agent itself. Each loads only what it needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["main"]
 
 _USAGE = (
     "usage: daemon --config FILE [--asleep] | bridge --socket PATH | "
-    "end --config FILE [--cluster-id ID] [--grace-s SECONDS]\n"
+    "end --config FILE [--cluster-id ID] [--grace-s SECONDS] | certs --config FILE --stamp STAMP [--token | --take]\n"
 )
-_MODULES = {"daemon": "serve", "bridge": "bridge", "end": "ending", "ranks": "ranks"}
+_MODULES = {"daemon": "serve", "bridge": "bridge", "end": "ending", "certs": "certs", "ranks": "ranks"}
 
 
 def _options(words: List[str]) -> Dict[str, str]:
@@ -43,6 +43,8 @@ def main(argv: List[str]) -> int:
         return int(module.main(options["config"], grace_s=grace, after_s=after, detach="detach" in options, cluster_id=only))
     if command == "daemon":
         return int(module.main(options["config"], asleep="asleep" in options))
+    if command == "certs":
+        return int(module.main(options["config"], stamp=options["stamp"], token="token" in options, take="take" in options))
     return int(module.main(options[needs]))
 
 

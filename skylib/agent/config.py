@@ -6,7 +6,9 @@ import json
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-__all__ = ["AgentConfig", "NodeConfig", "RayStart", "load_config"]
+__all__ = ["AgentConfig", "NodeConfig", "RayStart", "load_config", "tls_environment"]
+
+_TO_SPEAK_TO_RAY = ("RAY_USE_TLS", "RAY_TLS_", "RAY_AUTH_", "SKYLIB_RAY_TLS_", "SKYLIB_RAY_DOORS")
 
 
 class RayStart(NamedTuple):
@@ -79,6 +81,11 @@ class AgentConfig(NamedTuple):
         return os.path.join(self.sky, "secrets")
 
     @property
+    def tls(self) -> str:
+        """Certificates of this node's Ray; see certs.py."""
+        return os.path.join(self.sky, "tls")
+
+    @property
     def logs(self) -> str:
         return os.path.join(self.root, "sky_logs")
 
@@ -149,3 +156,18 @@ def load_config(path: str) -> AgentConfig:
         standing=str(data.get("standing") or ""),
         lease_s=float(data["lease_s"]) if data.get("lease_s") else None,
     )
+
+
+def tls_environment(config: AgentConfig) -> Dict[str, str]:
+    """What a process needs in its environment to speak to this node's Ray as one of the cluster; empty where Ray asks
+    for nothing. SKYLIB_RAY_TLS_STAMP: of the bring-up whose certificates are to be waited for.
+    """
+    if config.ray_start is not None:
+        words = (word.partition("=") for word in config.ray_start.argv)
+        given = {**config.ray_start.env, **{name: value for name, equals, value in words if equals}}
+        return {name: value for name, value in given.items() if name.startswith(_TO_SPEAK_TO_RAY)}
+    names = {"SERVER_CERT": "node.crt", "SERVER_KEY": "node.key", "CA_CERT": "ca.crt"}
+    paths = {f"RAY_TLS_{name}": os.path.join(config.tls, file) for name, file in names.items()}
+    if not all(os.path.exists(path) for path in paths.values()):
+        return {}
+    return {"RAY_USE_TLS": "1", "SKYLIB_RAY_DOORS": "guarded", **paths}

@@ -1,4 +1,4 @@
-"""From machines to a cluster: check, environment, small files, Ray and agent on all nodes, and Ray's own word for it.
+"""From machines to a cluster: check, environment, small files; then Ray and agents start (runtime/starting.py).
 
 Every step is skipped where it is already so, and each is an event with seconds. What fails is told with host, step and
 the tail of stderr; the caller then takes everything away again (runtime/teardown.py).
@@ -6,23 +6,20 @@ the tail of stderr; the caller then takes everything away again (runtime/teardow
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from skylib.catalog.accelerators import accelerator_name
-from skylib.errors import BringUpError, PreflightError, SkyError
-from skylib.events import EventSink, span
-from skylib.models.cluster import AutostopRecord, NodeRecord
-from skylib.models.node import Gpu, HostAddress, NodeFacts
+from skylib.errors import BringUpError, PreflightError
+from skylib.events import span
+from skylib.models.cluster import NodeRecord
+from skylib.models.node import HostAddress
 from skylib.runtime.agent_bundle import Bundle, build_bundle
-from skylib.runtime.agent_client import AgentClient, daemon_command
-from skylib.runtime.blame import failed_start, named
+from skylib.runtime.agent_client import AgentClient
+from skylib.runtime.blame import named
 from skylib.runtime.environment import Environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.node_files import REFUSALS, NodePlan, agent_config, cluster_mark, refusal, write_files
@@ -31,90 +28,20 @@ from skylib.runtime.preflight import (
     Problem,
     check_disk,
     choose_head_ports,
-    choose_temp_dir,
     foreign_cluster,
     no_ports,
     raise_problems,
 )
-from skylib.runtime.race import Race
 from skylib.runtime.ray_commands import RayNode, head_start, worker_start
-from skylib.transport.base import Transport
+from skylib.runtime.site import Member, Site, Tools
+from skylib.runtime.starting import start
+from skylib.runtime.tls import Seal, new_seal
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
 __all__ = ["Member", "Site", "StandingCluster", "Tools", "bring_up"]
 
-DAEMON_TIMEOUT_S = 60.0
-ENDING_S = 15.0  # how long a failed start waits for its other steps
-
-# $1 a log file, then a command: runs it so that it outlives this channel, and tells its end and last words.
-_DETACHED = """
-log="$1"; shift
-nohup "$@" >"$log" 2>&1 </dev/null &
-wait $!; rc=$?
-[ $rc = 0 ] || tail -c 4000 "$log" >&2
-exit $rc
-"""
-
-
-@attrs.frozen(kw_only=True)
-class Member:
-    """One machine that is to be a node. ip: where the other nodes reach it. root: what `$HOME` is there for us."""
-
-    rank: int
-    host: str
-    address: HostAddress
-    facts: NodeFacts
-    ip: str
-    root: str
-    env: str
-    cpus: int
-    memory_gib: float
-    gpus: tuple[Gpu, ...] = ()
-    price_per_hour: float | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Site:
-    """The cluster that is to stand: its names and its members, the head first."""
-
-    cluster: str
-    cluster_id: str
-    infra: str
-    owner: str
-    user: str
-    home: str
-    members: tuple[Member, ...]
-    autostop: AutostopRecord | None = None
-    lease_s: float | None = None
-    launched_at: float = 0.0
-    resources: Mapping[str, object] = attrs.field(factory=dict)
-
-    @property
-    def temp_dir(self) -> str:
-        """Ray's, the same on every node."""
-        return choose_temp_dir([member.facts for member in self.members])
-
-    @property
-    def local(self) -> bool:
-        """Several nodes share one machine."""
-        return self.members[0].address.kind == "local"
-
-
-@attrs.frozen(kw_only=True)
-class Tools:
-    """What bring-up works with. environment: makes (or finds) the private environment of one machine.
-
-    while_starting: done beside Ray's start (files to the nodes); bring-up returns when that is done, too.
-    """
-
-    transport: Callable[[HostAddress], Transport]
-    environment: Callable[[Transport, NodeFacts, NodeLayout], Environment]
-    agent: Callable[[Transport, NodePlan], AgentClient]
-    events: EventSink
-    while_starting: Callable[[Sequence[NodePlan]], None] = lambda nodes: None
-    timeout_s: float = 300.0
-    min_disk_gib: float = 1.0
+DELIVERY_TIMEOUT_S = 60.0
 
 
 @attrs.frozen(kw_only=True)
@@ -138,9 +65,11 @@ def bring_up(site: Site, tools: Tools) -> StandingCluster:
     environments = _environments(site, tools)
     nodes = _plan_nodes(site, environments)
     bundle = build_bundle()
-    _deliver_files(site, nodes, ports, bundle, environments[0].ray_version, tools)
+    seal = new_seal(environments[0].ray_version)
+    commands = [_ray_command(site, nodes, member, ports, seal) for member in site.members]
+    _deliver_files(site, nodes, commands, ports, bundle, environments[0].ray_version, tools)
     with span(tools.events, "runtime.start", cluster=site.cluster, nodes=len(nodes)):
-        agent, ready = _start(site, nodes, ports, tools)
+        agent, ready = start(site, nodes, commands, seal, tools)
     return StandingCluster(
         nodes=tuple(_record(member, node, ready) for member, node in zip(site.members, nodes, strict=True)),
         ray_port=ports.ray,
@@ -231,7 +160,13 @@ def _told(member: Member) -> HostAddress:
 
 
 def _deliver_files(
-    site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, bundle: Bundle, ray_version: str, tools: Tools
+    site: Site,
+    nodes: Sequence[NodePlan],
+    commands: Sequence[Command],
+    ports: HeadPorts,
+    bundle: Bundle,
+    ray_version: str,
+    tools: Tools,
 ) -> None:
     names: dict[str, Any] = {"cluster": site.cluster, "cluster_id": site.cluster_id, "infra": site.infra}
     names["lease_s"] = site.lease_s
@@ -249,7 +184,7 @@ def _deliver_files(
             user=site.user,
             bundle_sha256=bundle.sha256,
             autostop=site.autostop,
-            ray_start=_ray_command(site, nodes, member, ports),
+            ray_start=commands[node.rank],
         )
         mark = cluster_mark(
             node,
@@ -266,7 +201,7 @@ def _deliver_files(
         )
         with span(tools.events, "runtime.files", node=member.host) as step:
             command, stdin = write_files(node, config, mark, target)
-            answer = transport.run(command, stdin=stdin, timeout_s=DAEMON_TIMEOUT_S)
+            answer = transport.run(command, stdin=stdin, timeout_s=DELIVERY_TIMEOUT_S)
             refused = refusal(answer, cluster=site.cluster)
             if refused is not None:
                 raise refused
@@ -284,81 +219,7 @@ def _deliver_files(
             raise named(outcome.error, site.cluster, outcome.item[0].host, "runtime.files") from outcome.error
 
 
-def _start(
-    site: Site, nodes: Sequence[NodePlan], ports: HeadPorts, tools: Tools
-) -> tuple[AgentClient, dict[str, Any]]:
-    """Ray and agents on all nodes at once. The agents import what they need while Ray comes up.
-
-    After a failure no step begins anything, and those under way were waited for (ENDING_S): the caller may undo.
-    """
-    agent = tools.agent(tools.transport(site.members[0].address), nodes[0])
-    race = Race()
-    daemons = threading.Event()
-
-    def act(member: Member, command: Command, timeout_s: float) -> None:
-        transport = tools.transport(member.address)
-        race.check()
-        transport.run(command, timeout_s=timeout_s).check()
-
-    def ray(member: Member, node: NodePlan) -> None:
-        with span(tools.events, "runtime.ray_head" if node.rank == 0 else "runtime.ray_worker", node=member.host):
-            command = _ray_command(site, nodes, member, ports)
-            act(member, _detached(command, f"{node.layout.sky}/ray_start.log"), tools.timeout_s)
-
-    def daemon(member: Member, node: NodePlan) -> None:
-        with span(tools.events, "runtime.agent", node=member.host):
-            act(member, daemon_command(node.python, node.layout, site.cluster_id), DAEMON_TIMEOUT_S)
-        if node.rank == 0:
-            daemons.set()
-
-    def ready() -> dict[str, Any]:
-        if not daemons.wait(DAEMON_TIMEOUT_S):
-            raise BringUpError("the agent did not start", cluster=site.cluster, host=nodes[0].host, step="runtime.agent")
-        race.check()
-        with span(tools.events, "runtime.ready", node=nodes[0].host):
-            return agent.call("ready", answer_within_s=tools.timeout_s + 10, timeout_s=tools.timeout_s)
-
-    def files() -> None:
-        race.check()
-        tools.while_starting(nodes)
-
-    try:
-        for member, node in zip(site.members, nodes, strict=True):
-            race.go(f"ray-{node.rank}", partial(_blame, ray, site, member, node, "runtime.ray"))
-            race.go(f"agent-{node.rank}", partial(_blame, daemon, site, member, node, "runtime.agent"))
-        race.go("ready", ready)
-        race.go("files", files)
-        agents = {f"agent-{node.rank}" for node in nodes}  # Ray has all nodes before a worker's agent may stand
-        return agent, race.until({"ready", "files", *agents}, tools.timeout_s)["ready"]
-    except BaseException as error:
-        race.stop()
-        with span(tools.events, "runtime.stop", cluster=site.cluster) as step:
-            daemons.set()
-            step.note(still_running=_end(race, agent))
-        known = failed_start(error, site.cluster, [node.host for node in nodes], tools.timeout_s)
-        if known is error:
-            raise
-        raise known from error
-
-
-def _end(race: Race, agent: AgentClient) -> tuple[str, ...]:
-    """Wait for what is under way, at most ENDING_S; who asks the agent just then, or asks it again, is cut short."""
-    deadline = time.monotonic() + ENDING_S
-    while True:
-        agent.close()
-        running = race.join(0.2)
-        if not running or time.monotonic() > deadline:
-            return running
-
-
-def _blame(act: Callable[[Member, NodePlan], None], site: Site, member: Member, node: NodePlan, step: str) -> None:
-    try:
-        act(member, node)
-    except SkyError as error:
-        raise named(error, site.cluster, member.host, step) from error
-
-
-def _ray_command(site: Site, nodes: Sequence[NodePlan], member: Member, ports: HeadPorts) -> Command:
+def _ray_command(site: Site, nodes: Sequence[NodePlan], member: Member, ports: HeadPorts, seal: Seal) -> Command:
     node = nodes[member.rank]
     slot, slots = (member.rank, len(nodes)) if site.local else (0, 1)
     ray = RayNode(
@@ -369,14 +230,11 @@ def _ray_command(site: Site, nodes: Sequence[NodePlan], member: Member, ports: H
         resources=dict(Counter(accelerator_name(gpu.name, gpu.memory_gib) for gpu in node.gpus)),
         layout=node.layout,
         ports=NodePorts.for_rank(slot, _port_base(site, member), nodes_on_machine=slots),
+        seal=seal,
     )
     if node.rank == 0:
         return head_start(ray, ports, cluster_id=site.cluster_id)
     return worker_start(ray, f"{nodes[0].ip}:{ports.ray}", cluster_id=site.cluster_id)
-
-
-def _detached(command: Command, log: str) -> Command:
-    return Command.sh(_DETACHED, log, *command.words(), env=command.env, cwd=command.cwd)
 
 
 def _record(member: Member, node: NodePlan, ready: dict[str, Any]) -> NodeRecord:

@@ -75,8 +75,8 @@ class _Packages:
 
 
 def runtime_digest(lock: Lock, python: tuple[int, int, int], arch: str) -> str:
-    """What an environment is made of: its list (selected), Python minor, architecture and our own two files."""
-    parts = (lock.digest, f"{python[0]}.{python[1]}", arch, _hook(), WARM_SCRIPT)
+    """What an environment is made of: its list (selected), Python minor, architecture and our own three files."""
+    parts = (lock.digest, f"{python[0]}.{python[1]}", arch, _source("start_hook"), WARM_SCRIPT, _source("door_guard"))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -203,12 +203,12 @@ def _command(env: str, plan: _Plan, *, pack: str, uv: str, index: bool) -> Comma
     return Command.sh(
         INSTALL_SCRIPT,
         *(env, plan.digest, python, plan.choice.conda, f"{version[0]}.{version[1]}"),
-        *(pack, uv, "index" if index else "", _hook(), WARM_SCRIPT),
+        *(pack, uv, "index" if index else "", _source("start_hook"), WARM_SCRIPT, _source("door_guard")),
     )
 
 
-def _hook() -> str:
-    return (resources.files("skylib.runtime") / "start_hook.py").read_text(encoding="utf-8")
+def _source(name: str) -> str:
+    return (resources.files("skylib.runtime") / f"{name}.py").read_text(encoding="utf-8")
 
 
 def _failed(host: str, env: str, done: Completed) -> StagingError | BringUpError | PreflightError:

@@ -13,12 +13,13 @@ NOT_OURS = 85  # an environment of that name stands there that we did not make
 
 # Arguments: environment, digest, python, conda ("" for none), conda's python version, pack (the directory of wheels.txt and
 # the wheels; "-": they come as a tar on stdin, with uv), uv ("-": the one that comes), index ("": offline), then the
-# texts of the start hook and of the warm script. conda makes an environment in its own place: a file beside it,
-# "$env.making", says so meanwhile, and that what an interrupted one left is ours. Any other that has no digest is not.
+# texts of the start hook, of the warm script and of the door guard. conda makes an environment in its own place: a file
+# beside it, "$env.making", says so meanwhile, and that what an interrupted one left is ours. Any other that has no digest
+# is not.
 INSTALL_SCRIPT = r"""
 env=$1 digest=$2 python=$3 conda=$4 conda_python=$5 pack=$6 uv=$7 index=$8 hook=$9
 shift 9
-warm=$1
+warm=$1 guard=$2
 for name in $(env | sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p'); do
     case $name in PYTHON* | VIRTUAL_ENV* | PIP_* | UV_* | CONDA_* | LD_PRELOAD) unset "$name" ;; esac
 done
@@ -105,6 +106,9 @@ install() {
 ready() {
     site=$("$final/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') || return
     printf '%s' "$hook" >"$site/skylib_start_hook.py" || return
+    printf '%s' "$guard" >"$site/skylib_door_guard.py" || return
+    printf '%s\n' 'import os; os.environ.get("SKYLIB_RAY_DOORS") and __import__("skylib_door_guard").install()' \
+        >"$site/skylib_door_guard.pth" || return
     "$final/bin/python" -W ignore -c "$warm" </dev/null || return
     printf '%s\n' "$digest" >"$final/.skylib-digest"
 }

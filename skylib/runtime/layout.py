@@ -61,6 +61,11 @@ class NodeLayout:
         return f"{self.sky}/agent.json"
 
     @property
+    def tls_dir(self) -> str:
+        """Certificates of this node's Ray, its private key among them (agent/certs.py)."""
+        return f"{self.sky}/tls"
+
+    @property
     def agent_dir(self) -> str:
         """Holds the agent's bundles, <sha256>.pyz."""
         return f"{self.sky}/agent"

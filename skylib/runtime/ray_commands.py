@@ -7,6 +7,8 @@ RAY_worker_niceness          standing actors begin with what each job's start ne
 RAY_raylet_client_*          a raylet's own store is asked every 20 ms, not every second, for the same 10 s
 RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
 RAY_health_check_*           the GCS gives up a silent node after 10 s, not after 20 to 60; a break of 5 s does no harm
+RAY_USE_TLS, RAY_TLS_*, RAY_AUTH_*  tls.py: who has no certificate of the cluster, or no token, is refused
+SKYLIB_RAY_DOORS             door_guard.py, which the environment holds: Ray's HTTP servers answer this account alone
 RAY_START_HOOK               start_hook.py, which the environment holds; it reads the SKYLIB_RAY_ variables
 """
 
@@ -20,6 +22,7 @@ import attrs
 from skylib.agent.protocol import RAY_RANK_VARIABLE, TOKEN_VARIABLE
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.ports import HeadPorts, NodePorts
+from skylib.runtime.tls import Seal
 from skylib.transport.command import Command
 
 __all__ = ["OBJECT_STORE_BYTES", "START_HOOK", "RayNode", "head_start", "rank_resource", "ray_resources", "worker_start"]
@@ -51,7 +54,7 @@ class RayNode:
     """One node of a cluster, as Ray is told of it.
 
     ip: internal address, which the other nodes reach. cpus, gpus: as probed. resources: custom ones besides the rank's,
-    such as accelerators by name.
+    such as accelerators by name. seal: None for a Ray that anybody may speak to.
     """
 
     rank: int
@@ -61,6 +64,7 @@ class RayNode:
     resources: Mapping[str, float] = attrs.field(factory=dict)
     layout: NodeLayout
     ports: NodePorts
+    seal: Seal | None = None
 
 
 def rank_resource(rank: int) -> str:
@@ -143,4 +147,5 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "RAY_START_HOOK": START_HOOK,
         "SKYLIB_RAY_TEMP_DIR": node.layout.temp_dir,
+        **(node.seal.environment(node.layout) if node.seal else {}),
     }

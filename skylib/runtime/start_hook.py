@@ -6,6 +6,7 @@ Lets nobody oversleep: Ray 2.9.3 asks a GCS that is not there yet again after 1 
 and after 2 s on a worker (utils.py, internal_kv_get_with_retry), though it is there within 0.2 s of its start.
 Hides our address from other Rays of the account: `ray.init(address="auto")`, `ray status` and the like read it off the
 command lines of raylets (services.py, _find_address_from_flag; in 2.9.3 and in 2.60.0 alike).
+Waits for the certificates of its bring-up, which are made beside it, and keeps the temp dir the account's own.
 Every attribute is checked first, so that another Ray version starts as it likes. Python 3.8, standard library and Ray.
 """
 
@@ -26,21 +27,25 @@ _ADDRESS_FLAG = "--gcs-address="
 _POLL_S = 0.01
 _GCS_WAIT_S = 5.0
 _HEAD_WAIT_S = 120.0
+_CERTIFICATES_WAIT_S = 60.0
 
 
 def trim(params: Any, head: bool) -> None:
     """params: RayParams before the node is made. SKYLIB_RAY_TEMP_DIR: the cluster's temp dir on this machine.
 
     SKYLIB_RAY_GCS_ADDRESS: for a worker, its head's. SKYLIB_RAY_DASHBOARD_GRPC_PORT: for a head whose Ray has such a
-    port (newer ones have no flag for it either).
+    port (newer ones have no flag for it either). SKYLIB_RAY_TLS_STAMP: what the file `stamp` beside RAY_TLS_CA_CERT
+    says once the certificates are there; TimeoutError when it does not within a minute.
     """
+    _wait_for_certificates(os.environ.get("RAY_TLS_CA_CERT", ""), os.environ.get("SKYLIB_RAY_TLS_STAMP", ""))
     wanted: dict[str, Any] = {
         "ray_client_server_port": None,  # `ray://`: 0.9 CPU seconds at each start
         "include_log_monitor": False,  # sends workers' logs to drivers: 0.5 CPU seconds at each start
     }
     temp_dir = os.environ.get("SKYLIB_RAY_TEMP_DIR")
     if temp_dir:
-        os.makedirs(temp_dir, exist_ok=True)
+        os.makedirs(temp_dir, mode=0o700, exist_ok=True)
+        os.chmod(temp_dir, 0o700)
         sockets = tempfile.mkdtemp(prefix="sockets-", dir=temp_dir)
         wanted["plasma_store_socket_name"] = os.path.join(sockets, "plasma_store")
         wanted["raylet_socket_name"] = os.path.join(sockets, "raylet")
@@ -55,6 +60,20 @@ def trim(params: Any, head: bool) -> None:
         _return_when_gcs_listens()
     else:
         _wait_for_session(os.environ.get("SKYLIB_RAY_GCS_ADDRESS", ""))
+
+
+def _wait_for_certificates(authority: str, stamp: str) -> None:
+    path = os.path.join(os.path.dirname(authority), "stamp")
+
+    def there() -> bool:
+        try:
+            with open(path, encoding="utf-8") as file:
+                return file.read() == stamp
+        except OSError:
+            return False
+
+    if authority and stamp and not _until(there, _CERTIFICATES_WAIT_S):
+        raise TimeoutError(f"the certificates in {os.path.dirname(authority)} did not come")
 
 
 def _hide_address() -> None:

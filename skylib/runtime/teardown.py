@@ -142,6 +142,7 @@ def _account_paths(layout: NodeLayout) -> list[str]:
         "secrets",
         "setup_done",
         "stopped.json",
+        "tls",
         "agent",
         "agent.json",
         "cluster.json",  # last: the account is held until all the rest is gone

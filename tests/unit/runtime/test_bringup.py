@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 
@@ -64,7 +65,8 @@ class Bench:
     """Nodes by host, and the tools that reach them."""
 
     def __init__(self, hosts: int = 1, rules: Callable[[int], Sequence[Rule]] = lambda rank: ()) -> None:
-        usual = [Rule(" bridge", talk=silent), Rule("", b"have\n")]
+        certificates = json.dumps({str(rank): {} for rank in range(1, hosts)}).encode()
+        usual = [Rule(" bridge", talk=silent), Rule(" certs ", certificates), Rule("", b"have\n")]
         self.nodes = {f"host{rank}": ScriptedTransport(f"host{rank}", [*rules(rank), *usual]) for rank in range(hosts)}
         self.stopping = threading.Event()
         self.events: list[Event] = []
