@@ -167,7 +167,7 @@ class ScriptedAgent:
         for job in chosen:
             job["status"] = "CANCELLED"
         self._keep(kept)
-        return {"cancelled": [{"job_id": job["job_id"], "ended": [], "survivors": []} for job in chosen]}
+        return {"cancelled": [{"job_id": job["job_id"], "ended": [], "survivors": [], "nodes_unreached": []} for job in chosen]}
 
     def _logs(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
         job = self._job(args, send)["job"]

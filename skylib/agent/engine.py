@@ -22,6 +22,7 @@ from .identity import boot_id
 from .job import Job, demand_of, format_codes, log_dir_name, task_id_of
 from .link import Ranks
 from .listeners import Listeners
+from .orders import KillOrders
 from .protocol import TERMINAL
 from .refused import Refused
 from .runner import Runner
@@ -57,6 +58,7 @@ class Engine(Listeners):
         self.db = db
         self.ranks = ranks
         self.collector = Collector(config, ranks)
+        self.orders = KillOrders(config, db, ranks, self._is_over)
         self.jobs: Dict[int, Job] = {}
         self.on_event: Callable[[], None] = lambda: None
         self.stopping = False
@@ -106,12 +108,18 @@ class Engine(Listeners):
             self.db.put(_BOOT_KEY, boot)
         for end in ends:
             self._spawn(self._clear_away(end.job))
+        if not asleep:
+            self.orders.load()
+
+    def _is_over(self, task_id: str) -> bool:
+        job = self.jobs.get(self._by_task.get(task_id, 0))
+        return job is None or job.is_terminal
 
     def _end_by_reboot(self, job: Job) -> End:
         head = self.config.nodes[0].host
         cause = f"node {head}, the head, was started anew"
-        first: Dict[str, Any] = {"rank": None, "node": head, "exit_code": None, "signal": None, "reason": "lost", "last_lines": []}
-        return End(job, "FAILED_DRIVER", cause, job.exit_codes, job.signals, first)
+        first: Dict[str, Any] = {"rank": None, "node": head, "exit_code": None, "signal": None, "reason": "lost"}
+        return End(job, "FAILED_DRIVER", cause, job.exit_codes, job.signals, {**first, "last_lines": []})
 
     async def _clear_away(self, job: Job) -> None:
         """Ends what a job that a reboot of the head has ended may have left on other nodes; its place is kept meanwhile."""
@@ -128,8 +136,8 @@ class Engine(Listeners):
                     await asyncio.wait_for(changed.wait(), 1.0)
                 except asyncio.TimeoutError:
                     continue
-            gang = Gang(self.ranks, self.collector, job.task_id, job.phase, nodes, range(len(nodes)))
-            await gang.kill_all()
+            gang = Gang(self.ranks, self.orders, self.collector, job.task_id, job.phase, nodes, range(len(nodes)))
+            await gang.kill_all(final=True)
         finally:
             self.unlisten(0, changed)
             self._clearing.pop(job.job_id, None)
@@ -220,9 +228,10 @@ class Engine(Listeners):
             job.show(reasons.text(job, places[job.job_id]) if reasons and job.job_id in places else "") for job in chosen
         ]
 
-    def columns(self, *, everything: bool) -> Dict[str, Any]:
-        """The same in the form of columns.py."""
-        chosen = [job for job in self.jobs.values() if everything or not job.is_terminal]
+    def columns(self, job_ids: Optional[Sequence[int]], *, everything: bool = True) -> Dict[str, Any]:
+        """The same in the form of columns.py. job_ids: of these alone, each once; all of them are known."""
+        jobs = self.jobs.values() if job_ids is None else [self.jobs[job_id] for job_id in dict.fromkeys(job_ids)]
+        chosen = [job for job in jobs if everything or not job.is_terminal]
         return encode_jobs(chosen, self._queue, self._reasons() if self._queue else None)
 
     def _reasons(self) -> Reasons:
@@ -254,7 +263,7 @@ class Engine(Listeners):
         results = await asyncio.gather(*(self._runners[job.job_id].cancel() for job in running_now))
         ended = {job.job_id: result for job, result in zip(running_now, results)}
         self.schedule()
-        nothing: Dict[str, List[int]] = {"ended": [], "survivors": []}
+        nothing: Dict[str, List[Any]] = {"ended": [], "survivors": [], "nodes_unreached": []}
         return [{"job_id": job.job_id, **ended.get(job.job_id, nothing)} for job in chosen]
 
     # --- scheduling
@@ -371,6 +380,7 @@ class Engine(Listeners):
     def stop(self) -> None:
         """Lets go of everything without ending a job."""
         self.collector.stop()
+        self.orders.stop()
         if self._retry is not None:
             self._retry.cancel()
         for task in list(self._tasks):

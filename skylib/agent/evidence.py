@@ -95,7 +95,7 @@ def speaks_of_a_full_disk(lines: Sequence[str]) -> bool:
 
 
 def reason_of(code: int, signal: Optional[int], *, memory_killed: bool, disk_full: bool, lines: Sequence[str]) -> str:
-    """"exit", "signal", "oom" or "disk_full".
+    """ "exit", "signal", "oom" or "disk_full".
 
     memory_killed: the kernel killed a process near the rank for want of memory while it ran. That is the cause when the
     rank's shell was killed, or says that its program was (137), or the last words are of a killed process.

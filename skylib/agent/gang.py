@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from .blame import Failure, failure_of, first_of, not_started
 from .collector import Collector
 from .config import NodeConfig
+from .evidence import speaks_of_a_full_disk
 from .link import LinkDown, RankError, Ranks
 from .node import Key
+from .orders import KillOrders, Order
+from .phases import stream_of
 
-__all__ = ["Gang", "Outcome"]
+__all__ = ["Gang", "Killed", "Outcome"]
 
-_log = logging.getLogger(__name__)
+Killed = Dict[str, Any]  # "ended", "survivors": pids; "nodes_unreached": hosts
 _GRACE_S = 1.0
 _SETUP_WAIT_S = 30.0
 _REPORT_S = 5.0
@@ -22,11 +25,16 @@ _KILLED = 137
 
 
 class Outcome(NamedTuple):
-    """codes: by rank. cause: "" when all ranks ended with 0. lost: the cause is that a rank could not be found."""
+    """codes, signals: by rank. cause: "" when all ranks ended with 0. lost: the cause is that a rank could not be found.
+
+    first_cause: the protocol's, of the rank that failed first; None when all ended well.
+    """
 
     codes: List[Optional[int]]
     cause: str
     lost: bool
+    signals: List[Optional[int]]
+    first_cause: Optional[Dict[str, Any]]
 
 
 class Gang:
@@ -35,6 +43,7 @@ class Gang:
     def __init__(
         self,
         ranks: Ranks,
+        orders: KillOrders,
         collector: Collector,
         task_id: str,
         phase: str,
@@ -42,41 +51,51 @@ class Gang:
         numbers: Sequence[int],
     ) -> None:
         self._ranks = ranks
+        self._orders = orders
         self._collector = collector
         self.task_id = task_id
         self.phase = phase
         self.nodes = [node.rank for node in places]
-        self._names = [f"rank {number} ({node.host})" for number, node in zip(numbers, places)]
+        self._hosts = [node.host for node in places]
         self._numbers = list(numbers)
         self.started = asyncio.Event()
         self.codes: List[Optional[int]] = [None] * len(places)
-        self.cause = ""
-        self.lost = False
-        self._over: Set[int] = set()
+        self.signals: List[Optional[int]] = [None] * len(places)
+        self._failures: List[Failure] = []
+        self._unreached: List[str] = []
+        self._ended_at: Dict[int, float] = {}
+        self._giving_up = False
         self._changed = asyncio.Event()
+
+    @property
+    def _setup(self) -> bool:
+        return stream_of(self.phase) == "setup"
 
     def key(self, rank: int) -> Key:
         return (self.task_id, self.phase, self._numbers[rank])
 
     def ended(self, rank: int, record: Mapping[str, Any]) -> None:
         """The collector's word that a rank has ended and all its output is in the merged log."""
-        if rank in self._over:
+        if rank in self._ended_at:
             return
-        self._over.add(rank)
-        if "lost" in record:
-            self.lost = self.lost or not self.cause
-            self._blame(f"{self._names[rank]} was lost: {record['lost']}")
-        else:
-            code = int(record["code"])
-            self.codes[rank] = code
-            if code != 0:
-                how = f"was ended by signal {record['signal']}" if record.get("signal") else f"exited {code}"
-                what = f" ({record['error']})" if record.get("error") else ""
-                self._blame(f"{self._names[rank]} {how}{what}" + (" in setup" if self.phase == "setup" else ""))
+        now = time.monotonic()
+        self._ended_at[rank] = now - float(record.get("age_s") or 0.0)
+        if "lost" not in record:
+            self.codes[rank], self.signals[rank] = int(record["code"]), record.get("signal")
+        failure = failure_of(rank, self._numbers[rank], self._hosts[rank], record, now=now, setup=self._setup)
+        if failure is not None:
+            self._failures.append(failure)
         self._changed.set()
 
-    def _blame(self, cause: str) -> None:
-        self.cause = self.cause or cause
+    @property
+    def outcome(self) -> Outcome:
+        """As far as it is known."""
+        first = first_of(self._failures)
+        if first is None:
+            return Outcome(self.codes, "", False, self.signals, None)
+        silent = [host for host in self._unreached if host != first.cause["node"]]
+        text = first.text + (f"; {', '.join(silent)} could not be reached" if silent else "")
+        return Outcome(self.codes, text, first.lost, self.signals, first.cause)
 
     async def start(self, specs: Sequence[Mapping[str, Any]]) -> None:
         """Starts all ranks at once. One that cannot be started has failed."""
@@ -88,33 +107,41 @@ class Gang:
             try:
                 await self._ranks.call(self.nodes[rank], "start", spec)
                 break
-            except LinkDown:
-                await asyncio.sleep(0.2)
             except RankError as exc:
-                if exc.kind == "node" and self.nodes[rank] not in self._ranks.lost:
+                passes = isinstance(exc, LinkDown) or (exc.kind == "node" and self.nodes[rank] in self._ranks.alive())
+                if passes and not self._giving_up:
                     await asyncio.sleep(0.2)
                     continue
-                gone = exc.kind == "node"
-                record = {"lost": "its node is gone"} if gone else {"code": 127, "signal": None, "error": str(exc)[-500:]}
-                self.ended(rank, record)
+                if passes or exc.kind == "node":
+                    self.ended(rank, {"lost": "it was ended while it was started" if passes else "its node is gone"})
+                else:
+                    self.ended(rank, not_started(str(exc), disk_full=speaks_of_a_full_disk([str(exc)])))
                 return
         self.watch(rank, str(spec["log_dir"]))
 
+    def give_up(self) -> None:
+        """Ranks that cannot be started just now are not waited for any longer."""
+        self._giving_up = True
+
     def watch(self, rank: int, log_dir: str) -> None:
-        if rank not in self._over:
+        if rank not in self._ended_at:
             self._collector.add(self.nodes[rank], self.key(rank), log_dir, lambda record: self.ended(rank, record))
+
+    @property
+    def _left(self) -> List[int]:
+        return [rank for rank in range(len(self.nodes)) if rank not in self._ended_at]
 
     async def finish(self) -> Outcome:
         """When every rank has ended. After a failure the others are ended; in setup they get some time first."""
-        while len(self._over) < len(self.nodes) and not self.cause:
+        while self._left and not self._failures:
             await self._wait(None)
-        if self.cause and self.phase == "setup" and not self.lost:
+        if self._failures and self._setup and not self.outcome.lost:
             until = time.monotonic() + _SETUP_WAIT_S
-            while len(self._over) < len(self.nodes) and time.monotonic() < until:
+            while self._left and time.monotonic() < until:
                 await self._wait(until - time.monotonic())
-        if self.cause:
+        if self._failures:
             await self.end_others()
-        return Outcome(self.codes, self.cause, self.lost)
+        return self.outcome
 
     async def _wait(self, timeout_s: Optional[float]) -> None:
         self._changed.clear()
@@ -124,42 +151,41 @@ class Gang:
             pass
 
     async def end_others(self) -> None:
-        left = [rank for rank in range(len(self.nodes)) if rank not in self._over]
-        await asyncio.gather(*(self._end_rank(rank) for rank in left))
+        """Ranks that go on, and what those that failed have left behind."""
+        left, sent = self._left, time.monotonic()
+        whose: Dict[int, List[int]] = {}
+        for rank in sorted({*left, *(failure.place for failure in self._failures)}):
+            whose.setdefault(self.nodes[rank], []).append(rank)
+        await asyncio.gather(*(self._end_ranks(node, ranks) for node, ranks in whose.items()))
         await self.settle()
         for rank in left:
-            self.codes[rank] = _KILLED
+            if self._ended_at.get(rank, sent) >= sent:  # else it had ended by itself, unheard of
+                self.codes[rank] = _KILLED
 
-    async def _end_rank(self, rank: int) -> None:
-        try:
-            await self._ranks.call(
-                self.nodes[rank], "kill", self.task_id, self.phase, [self._numbers[rank]], _GRACE_S, timeout_s=10.0
-            )
-        except (RankError, asyncio.TimeoutError) as exc:
-            _log.warning("%s rank %d could not be ended: %s", self.task_id, rank, exc)
+    async def _end_ranks(self, node: int, ranks: Sequence[int]) -> None:
+        numbers = [self._numbers[rank] for rank in ranks]
+        order = Order(node, self.task_id, self.phase, numbers, _GRACE_S, False)
+        if await self._orders.end(order) is None:
+            self._unreached.append(self._hosts[ranks[0]])
 
     async def settle(self) -> None:
         """Waits a little for the last words of ranks that were ended."""
         until = time.monotonic() + _REPORT_S
-        while len(self._over) < len(self.nodes) and time.monotonic() < until:
+        while self._left and time.monotonic() < until:
             reachable = set(self._ranks.alive())
-            if all(rank in self._over or self.nodes[rank] not in reachable for rank in range(len(self.nodes))):
+            if not any(self.nodes[rank] in reachable for rank in self._left):
                 return
             await self._wait(min(0.2, max(until - time.monotonic(), 0.01)))
 
-    async def kill_all(self) -> Dict[str, List[int]]:
-        """Ends the job's whole process tree on all its nodes. {"ended", "survivors"}."""
-        result: Dict[str, List[int]] = {"ended": [], "survivors": []}
-
-        async def one(node: int) -> None:
-            try:
-                reply = await self._ranks.call(node, "kill", self.task_id, self.phase, None, _GRACE_S, timeout_s=15.0)
-            except (RankError, asyncio.TimeoutError) as exc:
-                _log.warning("%s could not be ended on node %d: %s", self.task_id, node, exc)
-                return
-            result["ended"] += reply["ended"]
-            result["survivors"] += reply["survivors"]
-
-        await asyncio.gather(*(one(node) for node in sorted(set(self.nodes))))
+    async def kill_all(self, *, final: bool = False) -> Killed:
+        """Ends the job's whole process tree on all its nodes. final: for good, see Order."""
+        hosts = dict(zip(self.nodes, self._hosts))
+        orders = [Order(node, self.task_id, self.phase, None, _GRACE_S, final) for node in sorted(hosts)]
+        replies = await asyncio.gather(*(self._orders.end(order) for order in orders))
         await self.settle()
-        return {"ended": sorted(set(result["ended"])), "survivors": sorted(set(result["survivors"]))}
+        found = [reply for reply in replies if reply is not None]
+        return {
+            "ended": sorted({pid for reply in found for pid in reply["ended"]}),
+            "survivors": sorted({pid for reply in found for pid in reply["survivors"]}),
+            "nodes_unreached": [hosts[order.node] for order, reply in zip(orders, replies) if reply is None],
+        }

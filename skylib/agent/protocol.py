@@ -27,13 +27,14 @@ Verbs (args -> ok):
                                            "asleep": bool,
                                            "ray": {"state", "restarts", "last_error"}} (rayhold.py; this node's Ray)
     submit    {"job": JobSpec}         -> {"job_id": 3, "adopted": false, "task_id": "..."}   error kinds "impossible", "stopping"
-    submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}], "submitted_at"}   all of them, or
-                                          none: an error's "index" says which one is at fault
+    submit_many {"jobs": [JobSpec...]} -> {"jobs": [{"job_id", "adopted", "task_id"}], "count", "columns"}   all of them
+                                          or none: an error's "index" says which one is at fault. columns: as of queue
     queue     {"all": true}            -> {"jobs": [Job...]}       newest last; "all": false leaves out ended ones.
                                           "form": "columns" says the same as {"count", "columns"}, see columns.py
     job       {"job_id": 3}            -> {"job": Job}             null job_id: the newest; error kind "not_found"
     wait      {"job_id": 3, "timeout_s": null} -> {"job": Job}     answers when it is terminal, or at the timeout as it is then
-    cancel    {"job_ids": [3], "all": false}   -> {"cancelled": [{"job_id", "ended": [pid...], "survivors": [pid...]}]}
+    cancel    {"job_ids": [3], "all": false}   -> {"cancelled": [{"job_id", "ended": [pid...], "survivors": [pid...],
+                                           "nodes_unreached": [host...]}]}    ended there as soon as they can be reached
                                           neither ids nor all: the newest running job. Answers when the processes are gone
     logs      {"job_id": 3, "offset": 0, "follow": true, "tail": null, "batch": false} -> stream of {"offset", "next_offset",
                                            "rank", "node", "stream", "time", "text" (UTF-8) or "b64" (bytes that are no UTF-8),
@@ -79,13 +80,18 @@ again; one that was queued is still queued, so whoever ends a cluster cancels it
 JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
           "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>",
-          "max_retries": 0, "retry_exit_codes": []}
+          "max_retries": 0, "retry_exit_codes": [], "submission": ""}
     timeout_s: how long one attempt's run may take, setup and queue not counted. max_retries: how often run is begun again
     after its first failed rank exited with one of retry_exit_codes (empty: with any code but 0), on the same nodes.
-    A key that is known gives the job that it came with first, whatever the rest says. run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
+    A key that is known gives the job that it came with first, whatever the rest says; it is not adopted when "submission"
+    (any text, of one submit) is the same: then it is the same submit, repeated. run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
 Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank, null for a rank that no signal ended.
      "first_cause": null, or {"rank", "node", "exit_code", "signal", "reason", "last_lines"}; reason is one of exit, signal,
      oom, disk_full, not_started, lost, timeout. "attempt": 0, and one more for each retry.
+
+A node's answer to `poll` has the end record of each rank that ended: {"code", "signal", "at" (its clock), "age_s" (seconds
+ago, which no clock's error changes), "reason": exit, signal, oom or disk_full, "last_lines": only of a failure} or
+{"lost": why, "age_s", ...}.
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Prot
 from .collector import Collector
 from .config import AgentConfig, NodeConfig
 from .db import JobsDb
-from .gang import Gang, Outcome
+from .gang import Gang, Killed, Outcome
 from .job import Job, bundle_of, format_placement, run_environment, setup_environment
 from .link import LinkDown, RankError, Ranks
+from .orders import KillOrders
 from .phases import run_phase, stream_of, wants_retry
 
 __all__ = ["Board", "Runner"]
@@ -30,6 +31,7 @@ class Board(Protocol):
     config: AgentConfig
     db: JobsDb
     ranks: Ranks
+    orders: KillOrders
     collector: Collector
 
     def change(self, job: Job, **columns: Any) -> None: ...
@@ -48,9 +50,7 @@ class Board(Protocol):
 class Runner:
     """One for each job between the queue and its end. secrets: reads them; called when ranks are to be started."""
 
-    def __init__(
-        self, engine: Board, job: Job, spec: Mapping[str, Any], secrets: Callable[[], Mapping[str, str]]
-    ) -> None:
+    def __init__(self, engine: Board, job: Job, spec: Mapping[str, Any], secrets: Callable[[], Mapping[str, str]]) -> None:
         self._engine = engine
         self._job = job
         self._spec = spec
@@ -59,7 +59,7 @@ class Runner:
         self._cancelled = False
         self._over = asyncio.Event()
         self._wake = asyncio.Event()
-        self._killed: Dict[str, List[int]] = {"ended": [], "survivors": []}
+        self._killed: Killed = {"ended": [], "survivors": [], "nodes_unreached": []}
 
     async def run(self, *, resumed: bool) -> None:
         try:
@@ -69,13 +69,13 @@ class Runner:
                 await self._begin()
         except Exception:
             if self._gang is not None:  # nobody would look after what it began
-                self._killed = await self._gang.kill_all()
+                self._killed = await self._gang.kill_all(final=True)
             raise
         finally:
             self._over.set()
             await self._release()
 
-    async def cancel(self) -> Dict[str, List[int]]:
+    async def cancel(self) -> Killed:
         """Ends the job and everything it began; answers when that is done."""
         self._cancelled = True
         self._wake.set()
@@ -138,12 +138,12 @@ class Runner:
         for index in todo:
             environment = setup_environment(config, job, self._spec, secrets, nodes, index)
             specs.append({**self._common("setup", index, str(self._spec["setup"]), environment), "marker": marker})
-        gang = Gang(self._engine.ranks, self._engine.collector, job.task_id, "setup", [nodes[index] for index in todo], todo)
+        gang = self._gang_of("setup", [nodes[index] for index in todo], todo)
         outcome = await self._drive(gang, specs)
         if outcome is None:
             return False
         if outcome.cause:
-            self._finish("FAILED_DRIVER" if outcome.lost else "FAILED_SETUP", outcome.cause, outcome.codes)
+            self._end("FAILED_DRIVER" if outcome.lost else "FAILED_SETUP", outcome)
             return False
         return True
 
@@ -174,7 +174,7 @@ class Runner:
     async def _again(self, outcome: Outcome) -> bool:
         """After an attempt: True when the next one is to begin, now; else the job has ended."""
         job, gang = self._job, self._gang
-        code = None if outcome.lost or not outcome.cause else _first_code(outcome)
+        code = None if outcome.lost or outcome.first_cause is None else outcome.first_cause["exit_code"]
         if gang is None or not wants_retry(self._spec, attempt=job.attempt, exit_code=code):
             self._end_run(outcome)
             return False
@@ -195,7 +195,7 @@ class Runner:
         status = "SUCCEEDED" if not outcome.cause else "FAILED_DRIVER" if outcome.lost else "FAILED"
         tried = self._job.attempt
         after = f" (after {tried} {'retry' if tried == 1 else 'retries'})" if outcome.cause and tried else ""
-        self._finish(status, outcome.cause + after, outcome.codes)
+        self._end(status, outcome._replace(cause=outcome.cause + after))
 
     async def _resume(self) -> None:
         """After a restart of the agent. A gang that was started is only looked for; else what is missing is started."""
@@ -239,7 +239,11 @@ class Runner:
     def _run_gang(self) -> Gang:
         nodes = [self._engine.config.nodes[rank.node] for rank in self._job.placement]
         phase = run_phase(self._job.attempt)
-        return Gang(self._engine.ranks, self._engine.collector, self._job.task_id, phase, nodes, range(len(nodes)))
+        return self._gang_of(phase, nodes, range(len(nodes)))
+
+    def _gang_of(self, phase: str, nodes: Sequence[NodeConfig], numbers: Sequence[int]) -> Gang:
+        engine = self._engine
+        return Gang(engine.ranks, engine.orders, engine.collector, self._job.task_id, phase, nodes, numbers)
 
     def _left_s(self, gang: Gang, *, resumed: bool) -> Optional[float]:
         """How long the gang may go on; None: for ever. The limit is on each attempt's run, setup and queue not counted.
@@ -265,11 +269,12 @@ class Runner:
             await asyncio.wait(both, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if waiter.done():
                 return waiter.result()
+            gang.give_up()
             await self._wait_started(gang, waiter)
             if self._cancelled:
                 await self._after_cancel(gang)
             else:
-                self._killed = await gang.kill_all()
+                self._killed = await gang.kill_all(final=True)
                 self._time_out(gang)
             return None
         finally:
@@ -278,7 +283,7 @@ class Runner:
 
     def _time_out(self, gang: Gang) -> None:
         cause = f"timed out after {float(self._spec['timeout_s']):g} s"
-        self._finish("FAILED", cause, gang.codes, first_cause=_TIMED_OUT)
+        self._end("FAILED", gang.outcome._replace(cause=cause, first_cause=_TIMED_OUT))
 
     @staticmethod
     async def _wait_started(gang: Gang, waiter: asyncio.Future[Outcome]) -> None:
@@ -301,10 +306,11 @@ class Runner:
 
     async def _after_cancel(self, gang: Optional[Gang]) -> None:
         if gang is not None:
-            self._killed = await gang.kill_all()
-        survivors = self._killed["survivors"]
+            self._killed = await gang.kill_all(final=True)
+        survivors, hosts = self._killed["survivors"], self._killed["nodes_unreached"]
         cause = f"cancelled; processes that could not be ended: {survivors}" if survivors else "cancelled"
-        self._finish("CANCELLED", cause, gang.codes if gang is not None else [])
+        cause += f"; not reached, and ended as soon as they are: {', '.join(hosts)}" if hosts else ""
+        self._finish("CANCELLED", cause, gang.codes if gang is not None else [], gang.signals if gang is not None else [])
 
     def _status(self, status: str, *, phase: str, launched: int = 0) -> None:
         job = self._job
@@ -318,9 +324,13 @@ class Runner:
         status: str,
         cause: str,
         codes: Sequence[Optional[int]],
+        signals: Sequence[Optional[int]] = (),
         first_cause: Optional[Mapping[str, Any]] = None,
     ) -> None:
-        self._engine.finish(self._job, status, cause, codes, first_cause=first_cause)
+        self._engine.finish(self._job, status, cause, codes, signals, first_cause)
+
+    def _end(self, status: str, outcome: Outcome) -> None:
+        self._finish(status, outcome.cause, outcome.codes, outcome.signals, outcome.first_cause)
 
     async def _release(self) -> None:
         try:
@@ -339,7 +349,7 @@ class Runner:
             return
 
 
-_TIMED_OUT: Mapping[str, Any] = {
+_TIMED_OUT: Dict[str, Any] = {
     "rank": None,
     "node": "",
     "exit_code": None,
@@ -347,7 +357,3 @@ _TIMED_OUT: Mapping[str, Any] = {
     "reason": "timeout",
     "last_lines": [],
 }
-
-
-def _first_code(outcome: Outcome) -> Optional[int]:
-    return next((code for code in outcome.codes if code), None)

@@ -97,6 +97,20 @@ class JobTree:
             variables["SKYPILOT_SETUP_NODE_RANK" if stream_of(phase) == "setup" else "SKYPILOT_NODE_RANK"] = str(rank)
         return variables
 
+    def kill(self, phase: str, ranks: Optional[Sequence[int]], grace_s: float, *, final: bool) -> Dict[str, List[int]]:
+        """Ends the whole job on this node, or some ranks of a phase; answers {"ended", "survivors"} when that is done.
+
+        final: no rank of the job is started here afterwards, not even one whose start is on its way.
+        """
+        if final:
+            try:
+                self.close()
+            except OSError:
+                pass  # a full disk keeps no job from its end
+        wanted = None if ranks is None else set(ranks)
+        result = self.end("" if wanted is None else phase, wanted, grace_s)
+        return {"ended": result.ended, "survivors": result.survivors}
+
     def end(self, phase: str, ranks: Optional[Set[int]], grace_s: float) -> Ended:
         """TERM, grace, KILL; verified. A rank with a control group of its own is killed in one stroke at the end."""
         groups = [str(record.pids["cgroup"]) for record in self.records() if self._has_group(record, phase, ranks)]

@@ -19,15 +19,20 @@ __all__ = ["Cancelled", "cancel", "job", "queue", "raise_not_found", "raise_unle
 PATIENCE_S = 120.0
 LONG_POLL_S = 30.0
 ANSWER_S = 10.0
+_SHOWN = 200
 
 
 @attrs.frozen(kw_only=True)
 class Cancelled:
-    """What a cancel did to one job. ended: pids that are gone; survivors: pids that would not go."""
+    """What a cancel did to one job. ended: pids that are gone; survivors: pids that would not go.
+
+    nodes_unreached: hosts whose processes could not be ended now; they are ended as soon as those can be reached.
+    """
 
     job_id: int
     ended: tuple[int, ...] = ()
     survivors: tuple[int, ...] = ()
+    nodes_unreached: tuple[str, ...] = ()
 
 
 def queue(agent: AgentClient, cluster: str, *, include_ended: bool = True) -> list[JobRecord]:
@@ -93,7 +98,8 @@ def raise_unless_succeeded(record: JobRecord) -> JobRecord:
         return record
     raise JobFailed(
         f"job {record.job_id} of cluster {record.cluster_name!r} ended {record.status.value}"
-        + (f": {record.cause}" if record.cause else ""),
+        + (f": {record.cause}" if record.cause else "")
+        + _last_words(record),
         cluster=record.cluster_name,
         job_id=record.job_id,
         status=record.status,
@@ -105,6 +111,15 @@ def raise_unless_succeeded(record: JobRecord) -> JobRecord:
     )
 
 
+def _last_words(record: JobRecord) -> str:
+    """The last line that the failed rank printed, unless the message has it already."""
+    cause = record.first_cause
+    line = next((line.strip() for line in reversed(cause.last_lines) if line.strip()), "") if cause is not None else ""
+    if not line or line in record.cause:
+        return ""
+    return f'; the last it printed: "{line if len(line) <= _SHOWN else line[:_SHOWN] + "..."}"'
+
+
 def cancel(agent: AgentClient, cluster: str, job_ids: Sequence[int] | None, *, all_jobs: bool) -> list[Cancelled]:
     """End jobs with all their processes; neither ids nor all means the newest running one. Raises JobNotFound."""
     try:
@@ -113,7 +128,12 @@ def cancel(agent: AgentClient, cluster: str, job_ids: Sequence[int] | None, *, a
     except AgentReplyError as error:
         raise_not_found(error, cluster, list(job_ids or ()))
     return [
-        Cancelled(job_id=entry["job_id"], ended=tuple(entry["ended"]), survivors=tuple(entry["survivors"]))
+        Cancelled(
+            job_id=entry["job_id"],
+            ended=tuple(entry["ended"]),
+            survivors=tuple(entry["survivors"]),
+            nodes_unreached=tuple(entry.get("nodes_unreached") or ()),
+        )
         for entry in answer["cancelled"]
     ]
 

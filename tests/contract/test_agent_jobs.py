@@ -137,8 +137,8 @@ def test_devices_are_assigned_only_where_asked_for(client: Client) -> None:
     [
         ("exit 3", 3, "rank 0 (host0) exited 3"),
         ("exit 137", 137, "rank 0 (host0) exited 137"),
-        ("kill -9 $$", 137, "rank 0 (host0) was ended by signal 9"),
-        ("kill -TERM $$", 143, "rank 0 (host0) was ended by signal 15"),
+        ("kill -9 $$", 137, "rank 0 (host0) was ended by signal 9 (SIGKILL)"),
+        ("kill -TERM $$", 143, "rank 0 (host0) was ended by signal 15 (SIGTERM)"),
         ("syntax error ((", 2, "rank 0 (host0) exited 2"),
     ],
 )

@@ -1,0 +1,75 @@
+"""Which rank made a gang fail, and how to say so. Pure."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+
+__all__ = ["Failure", "describe", "failure_of", "first_of", "not_started", "signal_name"]
+
+
+class Failure(NamedTuple):
+    """One rank's. at: when it ended, by the head's clock that no step changes, as far as can be told."""
+
+    at: float
+    place: int
+    text: str
+    cause: Dict[str, Any]
+    lost: bool
+
+
+def signal_name(number: int) -> str:
+    """ "SIGKILL" for 9; "" for one without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def describe(record: Mapping[str, Any], *, setup: bool) -> str:
+    """What became of a rank, to follow its name: "exited 3", "was ended by signal 9 (SIGKILL)", ..."""
+    if "lost" in record:
+        return f"was lost: {record['lost']}"
+    code, number, reason = int(record["code"]), record.get("signal"), record.get("reason")
+    how = f"exited {code}"
+    if number:
+        name = signal_name(int(number))
+        how = f"was ended by signal {number}" + (f" ({name})" if name else "")
+    if reason == "oom":
+        how = f"ran out of memory: the kernel ended it ({'signal 9' if number else f'exit code {code}'})"
+    elif reason == "disk_full":
+        how += ": the disk of its node is full" if code else ", but its disk is full: what it printed is not whole"
+    elif reason == "not_started":
+        how = f"could not be started: {record.get('error') or 'nobody knows why'}"
+    return how + (" in setup" if setup else "")
+
+
+def not_started(error: str, *, disk_full: bool) -> Dict[str, Any]:
+    """The end record of a rank that never was."""
+    reason = "disk_full" if disk_full else "not_started"
+    return {"code": 127, "signal": None, "reason": reason, "error": error[-500:], "last_lines": [error[-500:]]}
+
+
+def failure_of(
+    place: int, number: int, host: str, record: Mapping[str, Any], *, now: float, setup: bool
+) -> Optional[Failure]:
+    """None when the rank ended well. record: protocol.py's; its age says when that was, without one it is now."""
+    lost = "lost" in record
+    if not lost and int(record["code"]) == 0 and record.get("reason") != "disk_full":
+        return None
+    cause = {
+        "rank": number,
+        "node": host,
+        "exit_code": None if lost else int(record["code"]),
+        "signal": None if lost else record.get("signal"),
+        "reason": str(record.get("reason") or ("lost" if lost else "exit")),
+        "last_lines": list(record.get("last_lines") or ()),
+    }
+    text = f"rank {number} ({host}) {describe(record, setup=setup)}"
+    return Failure(now - float(record.get("age_s") or 0.0), place, text, cause, lost)
+
+
+def first_of(failures: Sequence[Failure]) -> Optional[Failure]:
+    """The one that ended first, whichever was heard of first."""
+    ordered: List[Failure] = sorted(failures, key=lambda failure: (failure.at, failure.place))
+    return ordered[0] if ordered else None
