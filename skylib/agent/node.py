@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from . import doors
 from .account import Beginning, beginning_of, user_environment
 from .cgroups import make, may_make_in, memory_kills
 from .config import AgentConfig, NodeConfig, load_config
@@ -345,6 +346,14 @@ class NodeService:
         argv += ["--grace-s", str(grace_s), "--after-s", str(delay_s), "--detach"]
         subprocess.run(argv, env=environ, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
         return sorted(pids)
+
+    def listening(self) -> List[int]:
+        """See doors.py."""
+        return doors.listening(self.config)
+
+    def try_doors(self, ip: str, ports: Sequence[int], source: str) -> List[Tuple[int, str]]:
+        """See doors.py."""
+        return doors.try_doors(ip, ports, source)
 
     def _places(self, key: Key, log_dir: str) -> Tuple[str, str]:
         """(state directory, log file) of a rank on this node."""

@@ -17,10 +17,12 @@ While requests are open and there is a lease, the agent sends {"id": null, "ask"
 answers by the verb ping, which renews the lease as all that it sends does.
 
 Verbs (args -> ok):
-    ready     {"timeout_s": 60}        -> {"nodes": [{"rank", "node_id", "ip", "alive", "resources": {...}}], "ray_version",
+    ready     {"timeout_s": 60, "doors": false} -> {"nodes": [{"rank", "node_id", "ip", "alive", "resources": {...}}], "ray_version",
                                            "gcs_address", "seconds"}
                                           answers when Ray itself says that all nodes of the config are alive and the standing actors
-                                          answer; error kind "not_ready" with facts {"missing_ranks": [...], "detail": "..."} at the timeout
+                                          answer; error kind "not_ready" with facts {"missing_ranks": [...], "detail": "..."} at the timeout.
+                                          doors: each port of the cluster's processes is tried as a stranger would, and those
+                                          that answer are told: "doors": [{"rank", "port", "how"}], "doors_s"; see doors.py
     info      {}                       -> {"cluster", "cluster_id", "role", "pid", "started_at", "now", "bundle", "ray_ok": bool,
                                            "alive_ranks": [...], "autostop": {...} or null, "idle_s": float, "stopping": bool,
                                            "active_jobs": int, "lease_s", "lease_left_s": float or null,

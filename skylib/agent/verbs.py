@@ -9,6 +9,7 @@ from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional
 
 from .autostop import Autostop, parse_autostop
 from .config import AgentConfig
+from .doors import try_all
 from .engine import Engine
 from .lease import Lease
 from .link import RankError
@@ -106,12 +107,22 @@ class HeadVerbs:
                 await _wait(changed, left)
         finally:
             self._engine.unlisten(0, changed)
+        stood = time.monotonic()
+        tried = {"doors": await self._doors(), "doors_s": round(time.monotonic() - stood, 3)} if args.get("doors") else {}
         return {
+            **tried,
             "nodes": [ranks.nodes[node.rank] for node in config.nodes],
             "ray_version": ranks.version,
             "gcs_address": f"{config.head_ip}:{config.ray_port}",
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(stood - began, 3),
         }
+
+    async def _doors(self) -> List[Dict[str, Any]]:
+        try:
+            return await try_all(self._engine.config, self._engine.ranks)
+        except (RankError, asyncio.TimeoutError) as exc:
+            seen = f"its doors could not be tried: {exc or type(exc).__name__}"
+            raise Refused("not_ready", "a node was lost", missing_ranks=[], detail=seen) from exc
 
     async def info(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         engine, keeper = self._engine, self._keeper
@@ -131,12 +142,13 @@ class HeadVerbs:
         return self._engine.submit([args["job"]], time.time())[0]
 
     async def submit_many(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
-        return {"jobs": self._engine.submit(args["jobs"], time.time())}
+        jobs = self._engine.submit(args["jobs"], time.time())
+        return {"jobs": jobs, **self._engine.columns([job["job_id"] for job in jobs])}
 
     async def queue(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:
         everything = bool(args.get("all", True))
         if args.get("form") == "columns":
-            return self._engine.columns(everything=everything)
+            return self._engine.columns(None, everything=everything)
         return {"jobs": self._engine.queue(everything=everything)}
 
     async def job(self, args: Mapping[str, Any], send: Send) -> Dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from skylib.errors import AgentReplyError, BringUpError, SkyError
 
-__all__ = ["failed_start", "named"]
+__all__ = ["failed_start", "named", "open_doors"]
 
 
 def named(error: BaseException, cluster: str, host: str, step: str) -> BaseException:
@@ -46,3 +47,21 @@ def failed_start(error: BaseException, cluster: str, hosts: Sequence[str], timeo
             attempts=(error,),
         )
     return error
+
+
+def open_doors(found: Sequence[Mapping[str, Any]], cluster: str, hosts: Sequence[str]) -> BringUpError | None:
+    """What is told of ports of our Ray that answer strangers (agent/doors.py); None when there are none."""
+    if not found:
+        return None
+    first = found[0]
+    host, port = hosts[first["rank"]], int(first["port"])
+    return BringUpError(
+        f"port {port} of cluster {cluster!r} on {host} is open to others: it answers {first['how']}",
+        cluster=cluster,
+        host=host,
+        port=port,
+        step="runtime.doors",
+        evidence="\n".join(f"{hosts[door['rank']]}:{door['port']} answers {door['how']}" for door in found),
+        hint="whoever reaches it can run code as your account, so the cluster was not kept; "
+        f"remove ~/skypilot-runtime on {host} to have the environment made anew",
+    )

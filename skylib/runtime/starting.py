@@ -13,7 +13,7 @@ import attrs
 from skylib.errors import BringUpError, SkyError
 from skylib.events import span
 from skylib.runtime.agent_client import AgentClient, daemon_command
-from skylib.runtime.blame import failed_start, named
+from skylib.runtime.blame import failed_start, named, open_doors
 from skylib.runtime.node_files import NodePlan
 from skylib.runtime.race import Race
 from skylib.runtime.site import Member, Site, Tools
@@ -112,8 +112,13 @@ class _Steps:
         if not self.daemons.wait(DAEMON_TIMEOUT_S):
             raise BringUpError("the agent did not start", cluster=cluster, host=head, step="runtime.agent")
         self.race.check()
-        with span(self.tools.events, "runtime.ready", node=head):
-            return self.agent.call("ready", answer_within_s=limit_s + 10, timeout_s=limit_s)
+        with span(self.tools.events, "runtime.ready", node=head) as step:
+            answer = self.agent.call("ready", answer_within_s=limit_s + 10, timeout_s=limit_s, doors=True)
+            step.note(doors_s=answer.get("doors_s"))
+        error = open_doors(answer.get("doors") or (), cluster, [node.host for node in self.nodes])
+        if error is not None:
+            raise error
+        return answer
 
     def files(self) -> None:
         self.race.check()
