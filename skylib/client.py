@@ -20,7 +20,7 @@ from skylib.models.job import JobRecord
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
 from skylib.models.task import Task
-from skylib.ops import adopt, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.ops import adopt, batch, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.ops.settings import Settings
 from skylib.ops.timer import lease_seconds, timer_of
 from skylib.results import CostReport
@@ -99,10 +99,23 @@ class Client:
     def exec(self, task_or_command: Task | str, cluster_name: str, *, key: str | None = None) -> Job:
         """Queue a job on a cluster that is UP: the workdir is brought up to date, setup is not run.
 
+        key: the first job with it is the one; the same key again, whatever the task, returns that job with
+        `adopted=True`, ended or not. A key is its cluster's, and known for as long as the cluster exists.
+
         Raises ClusterNotFound, ClusterNotUp, InvalidSpecError, StagingError, AgentError, TransportError.
         """
         done = execute.exec_(self._session, task_or_command, cluster_name, key=key)
         return self._job(cluster_name, done)
+
+    def submit_many(
+        self, tasks: Iterable[Task | str], cluster_name: str, *, keys: Sequence[str | None] | None = None
+    ) -> list[Job]:
+        """Queue many jobs on a cluster that is UP, in one round trip: all of them, in order, or none.
+
+        The workdir, the same for all, is brought up to date once; setup is not run. keys: one for each task, as in exec.
+        Raises as exec; an InvalidSpecError has `index`, the place of the task at fault.
+        """
+        return [self._job(cluster_name, done) for done in batch.submit_all(self._session, tasks, cluster_name, keys=keys)]
 
     def plan(self, task: Task, cluster_name: str | None = None) -> Plan:
         """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that."""

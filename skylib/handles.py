@@ -8,6 +8,7 @@ it holds a password. The handle knows the database by name only, for the error w
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from skylib.jobs.stream import LogStream
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord, JobStatus
 from skylib.models.task import Task
-from skylib.ops import execute, joblogs, status
+from skylib.ops import batch, execute, joblogs, status
 from skylib.ops.lives import life_of
 from skylib.ops.nodes import run_on_all, ssh_command
 from skylib.session import Session
@@ -209,6 +210,21 @@ class Cluster(_Handle):
             adopted=done.adopted,
             session=self._session,
         )
+
+    def submit_many(self, tasks: Iterable[Task | str], *, keys: Sequence[str | None] | None = None) -> list[Job]:
+        """Submit many tasks or command lines in one round trip, all or none; see Client.submit_many."""
+        session = self._open()
+        return [
+            Job(
+                self._home,
+                self.cluster_name,
+                done.job_id,
+                cluster_id=done.cluster_id,
+                adopted=done.adopted,
+                session=session,
+            )
+            for done in batch.submit_all(session, tasks, self.cluster_name, keys=keys)
+        ]
 
     def run(self, command: str, *, timeout_s: float | None = None) -> tuple[Completed, ...]:
         """Run a shell line at once on every node, past the queue; one Completed per node, in rank order."""

@@ -146,6 +146,9 @@ class ScriptedAgent:
         self._keep({**kept, "jobs": [*kept["jobs"], job]})
         return {"job_id": number, "adopted": False, "task_id": job["task_id"]}
 
+    def _submit_many(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
+        return {"jobs": [self._submit({"job": spec}, send) for spec in args["jobs"]]}
+
     def _queue(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
         jobs = self._kept()["jobs"]
         return {"jobs": [job for job in jobs if args.get("all", True) or job["status"] not in TERMINAL]}

@@ -80,6 +80,8 @@ class JobsDb:
     ) -> List[Tuple[int, bool]]:
         """(job id, adopted) of each, all in one transaction; a key that is there already gives that job's id.
 
+        It is not adopted when the same submission brought it: that is a request which was repeated.
+
         made: called with a new job's place in `jobs` and its id, gives columns that follow from the id. What it raises is
         raised, and then there is none of the jobs.
         """
@@ -92,7 +94,7 @@ class JobsDb:
                 for place, job in enumerate(jobs):
                     there = self._by_key(job["job_key"])
                     if there is not None:
-                        result.append((there, True))
+                        result.append((there[0], not _is_repeated(job["spec"], there[1])))
                         continue
                     cursor = self._connection.execute(statement, [job[name] for name in _INSERTED])
                     job_id = int(cursor.lastrowid or 0)
@@ -108,11 +110,12 @@ class JobsDb:
         if self._connection.in_transaction:  # a full disk has SQLite do so by itself
             self._connection.execute("ROLLBACK")
 
-    def _by_key(self, key: Optional[str]) -> Optional[int]:
+    def _by_key(self, key: Optional[str]) -> Optional[Tuple[int, str]]:
+        """(job id, specification)."""
         if key is None:
             return None
-        row = self._connection.execute("SELECT job_id FROM jobs WHERE job_key = ?", (key,)).fetchone()
-        return None if row is None else int(row[0])
+        row = self._connection.execute("SELECT job_id, spec FROM jobs WHERE job_key = ?", (key,)).fetchone()
+        return None if row is None else (int(row[0]), str(row[1]))
 
     def update(self, changes: Iterable[Tuple[int, Mapping[str, Any]]]) -> None:
         """All in one transaction. A row that is terminal keeps its status, and all that would be written with it."""
@@ -165,3 +168,8 @@ class JobsDb:
                 "INSERT INTO config (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 (key, json.dumps(value)),
             )
+
+
+def _is_repeated(spec: str, there: str) -> bool:
+    submission = json.loads(spec).get("submission")
+    return bool(submission) and json.loads(there).get("submission") == submission

@@ -101,6 +101,10 @@ def _sizes(value: Mapping[str, float] | None) -> FrozenMap[str, float]:
     return found
 
 
+def _timeout_s(value: float | None) -> float | None:
+    return None if value is None else positive_number(value)
+
+
 def _api_server_access(value: bool | None) -> bool:
     return True if value is None else boolean(value)
 
@@ -113,6 +117,7 @@ class Task:
     scripts (a list of lines is joined). Destinations of file_mounts are on the nodes, sources local paths, URLs or
     storage maps; relative local paths are relative to the caller's current directory when they are used.
 
+    timeout_s: seconds that the run of one attempt may take, setup and queue not counted; then the job is ended and FAILED.
     config: settings that hold for this task's launch or exec alone, {"provision": {"timeout_s": 1800}}; README's table
     says which; they are checked when the task is launched.
     `$NAME` in workdir, file_mounts, volumes and service is replaced when YAML is read, and only then: Task(...) takes
@@ -137,6 +142,7 @@ class Task:
     inputs: FrozenMap[str, float] = attrs.field(factory=FrozenMap, converter=_sizes)
     outputs: FrozenMap[str, float] = attrs.field(factory=FrozenMap, converter=_sizes)
     api_server_access: bool = attrs.field(default=True, converter=_api_server_access)
+    timeout_s: float | None = attrs.field(default=None, converter=_timeout_s)
 
     def __attrs_post_init__(self) -> None:
         if self.service is not None and self.pool is not None:

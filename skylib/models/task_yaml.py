@@ -36,6 +36,7 @@ TASK_KEYS = (
     "inputs",
     "outputs",
     "api_server_access",
+    "timeout_s",
 )
 SUBSTITUTED = ("workdir", "file_mounts", "volumes", "service")
 _INTERNAL = ("file_mounts_mapping", "volume_mounts")

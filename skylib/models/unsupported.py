@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 
+from skylib.models.autostop import JobRecovery
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.models.task_parts import GitWorkdir, StorageMount, is_url
@@ -13,7 +14,7 @@ from skylib.models.task_parts import GitWorkdir, StorageMount, is_url
 __all__ = ["RESOURCES_ACTED_ON", "RESOURCES_NOT_YET", "TASK_ACTED_ON", "TASK_NOT_YET", "unsupported_fields"]
 
 TASK_ACTED_ON = frozenset(
-    {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"}
+    {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config", "timeout_s"}
 )
 TASK_NOT_YET = frozenset(
     {
@@ -28,7 +29,7 @@ TASK_NOT_YET = frozenset(
     }
 )
 RESOURCES_ACTED_ON = frozenset(
-    {"infra", "cpus", "memory", "accelerators", "any_of", "ordered", "autostop", "max_hourly_cost"}
+    {"infra", "cpus", "memory", "accelerators", "any_of", "ordered", "autostop", "max_hourly_cost", "job_recovery"}
 )
 RESOURCES_NOT_YET = frozenset(
     {
@@ -42,7 +43,6 @@ RESOURCES_NOT_YET = frozenset(
         "image_id",
         "ports",
         "labels",
-        "job_recovery",
         "priority",
         "priority_class",
         "volumes",
@@ -94,3 +94,13 @@ def _in_resources(resources: Resources) -> Iterator[str]:
         value = getattr(resources, field.name)
         if field.name in RESOURCES_NOT_YET and value != getattr(_RESOURCES, field.name):
             yield field.name
+        elif field.name == "job_recovery" and value is not None:
+            yield from _in_recovery(value)
+
+
+def _in_recovery(recovery: JobRecovery) -> Iterator[str]:
+    """Own machines are not preempted, so no strategy is needed; codes alone do not say how often."""
+    if recovery.strategy not in (None, "NONE"):
+        yield f"job_recovery.strategy ({recovery.strategy})"
+    if recovery.recover_on_exit_codes and not recovery.max_restarts_on_errors:
+        yield "job_recovery.recover_on_exit_codes (without max_restarts_on_errors)"

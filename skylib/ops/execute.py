@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from skylib.errors import ClusterBusy, ClusterNotFound, InvalidSpecError, JobNotFound
 from skylib.events import EventSink
 from skylib.jobs import polling
-from skylib.jobs.submit import Submitted, job_spec, own_key, submit
+from skylib.jobs.submit import Submitted, job_spec, key_for, submit
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 from skylib.models.task import Task
@@ -18,7 +18,7 @@ from skylib.ops.lives import Life, life_of, require_up
 from skylib.session import Session
 from skylib.state.intents import is_living
 
-__all__ = ["as_task", "cancel", "exec_", "job", "queue", "seen_job", "wait"]
+__all__ = ["as_task", "cancel", "deliver_workdir", "exec_", "finish_left", "job", "queue", "seen_job", "wait"]
 
 
 def as_task(task_or_command: Task | str) -> Task:
@@ -38,17 +38,25 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
     session = session.tuned(task)
     record = require_up(session, name)
     refuse_misfit(task, record)
-    key = key or own_key()
+    key = key_for(key)
     with session.operation("exec", name) as events:
-        record = _nothing_left(session, record, "exec", events)
+        record = finish_left(session, record, "exec", events)
         with session.intent("exec", name, cluster_id=record.cluster_id, key=key):
-            files = prepare_files(task, events, workdir_only=True)
-            if files:
-                with hold(session, name, "exec", events):  # nothing is sent to hosts that a down beside us gives back
-                    record = require_up(session, name)
-                    deliver(session, files, record, events)
+            record = deliver_workdir(session, task, record, "exec", events)
             spec = job_spec(task, record, user=session.user, key=key, setup=False)
             return submit(session.agent(record), spec, record)
+
+
+def deliver_workdir(
+    session: Session, task: Task, record: ClusterRecord, operation: str, events: EventSink
+) -> ClusterRecord:
+    """Brings the task's workdir up to date on all nodes, under the cluster's lock; the record as it is then."""
+    files = prepare_files(task, events, workdir_only=True)
+    if files:
+        with hold(session, record.name, operation, events):  # nothing is sent to hosts that a down beside us gives back
+            record = require_up(session, record.name)
+            deliver(session, files, record, events)
+    return record
 
 
 def queue(session: Session, name: str, *, include_ended: bool = True) -> list[JobRecord]:
@@ -127,7 +135,7 @@ def cancel(
     jobs = list(job_ids) if job_ids is not None else None
     with session.operation("cancel", name) as events:
         try:
-            record = _nothing_left(session, record, "cancel", events)
+            record = finish_left(session, record, "cancel", events)
         except ClusterNotFound:
             if cluster_id is None:
                 raise
@@ -136,7 +144,7 @@ def cancel(
             return polling.cancel(session.agent(record), name, job_ids, all_jobs=all_jobs)
 
 
-def _nothing_left(session: Session, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
+def finish_left(session: Session, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
     """The cluster, UP after what dead processes had begun with it was finished or undone; `record` when nothing was.
 
     An operation under way is not waited for, unless a dead one is there, too. Raises as `hold` and `require_up`.

@@ -13,7 +13,7 @@ import attrs
 
 from skylib.errors import InvalidSpecError, NoCapacityError, ProvisionError
 from skylib.events import Event, EventSink, Phase
-from skylib.jobs.submit import Submitted, job_spec, own_key, setup_hash, submit
+from skylib.jobs.submit import Submitted, job_spec, key_for, setup_hash, submit
 from skylib.models.autostop import Autostop
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, check_cluster_name
 from skylib.models.plan import Plan
@@ -106,7 +106,7 @@ def launch(session: Session, asked: Task | Plan, name: str | None, options: Opti
             name=cluster,
             files=prepare_files(task, events),
             options=options,
-            key=options.key or own_key(),
+            key=key_for(options.key),
             events=events,
             left_s=left_s,
         )

@@ -116,6 +116,7 @@ tasks = st.fixed_dictionaries(
         "event_callback": words,
         "inputs": st.dictionaries(words, numbers, max_size=1),
         "api_server_access": st.booleans(),
+        "timeout_s": st.floats(0.001, 1e9),
     },
 ).map(lambda fields: Task(**fields))
 

@@ -61,6 +61,7 @@ def verbs(client: Client) -> None:
     assert_type(client.status("train", refresh=True), list[ClusterRecord])
     assert_type(client.status(["a", "b"]), list[ClusterRecord])
     assert_type(client.exec("nvidia-smi", "train"), Job)
+    assert_type(client.submit_many(["true", Task(run="true")], "train", keys=["a", None]), list[Job])
     assert_type(client.queue("train"), list[JobRecord])
     assert_type(client.job("train", 1), Job)
     assert_type(client.tail_logs("train", follow=False, tail=10), LogStream)

@@ -71,6 +71,7 @@ event_callback: echo done
 inputs: {s3://in: 1.5}
 outputs: {s3://out: 2}
 api_server_access: false
+timeout_s: 3600
 """
 
 

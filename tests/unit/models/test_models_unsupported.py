@@ -49,7 +49,6 @@ _RESOURCES_CASES = {
     "image_id": "docker:ubuntu",
     "ports": 80,
     "labels": {"a": "b"},
-    "job_recovery": "none",
     "priority": 1,
     "priority_class": "high",
     "volumes": [{"path": "/x"}],
@@ -91,7 +90,8 @@ def test_fields_of_resources_not_acted_on(name):
         Task(resources={"infra": "ssh/lab", "cpus": "4+", "memory": "16+", "accelerators": ["A100", "V100"]}),
         Task(resources={"use_spot": False, "labels": {}, "ports": [], "job_recovery": None, "max_hourly_cost": 2}),
         Task(resources={"autostop": {"idle_minutes": 5, "down": True}, "any_of": [{"infra": "local"}]}),
-        Task(config={}, inputs={}, api_server_access=True),
+        Task(config={}, inputs={}, api_server_access=True, timeout_s=60),
+        Task(resources={"job_recovery": {"strategy": "none", "max_restarts_on_errors": 2, "recover_on_exit_codes": 33}}),
     ],
 )
 def test_fields_acted_on(task):
@@ -105,6 +105,11 @@ def test_fields_acted_on(task):
         (Task(workdir={"url": "https://example.org/x.git"}), ("workdir (git repository)",)),
         (Task(file_mounts={"/x": "s3://b", "/y": "./y"}), ("file_mounts[/x] (bucket URL)",)),
         (Task(file_mounts={"/x": {"source": "./y"}}), ("file_mounts[/x] (storage)",)),
+        (Task(resources={"job_recovery": "failover"}), ("resources.job_recovery.strategy (FAILOVER)",)),
+        (
+            Task(resources={"job_recovery": {"recover_on_exit_codes": [3]}}),
+            ("resources.job_recovery.recover_on_exit_codes (without max_restarts_on_errors)",),
+        ),
         (Task(resources={"use_spot": True}, service={}), ("resources.use_spot", "service")),
     ],
 )
