@@ -170,7 +170,9 @@ class RayHold:
 
     def _find(self) -> None:
         self._found = True
-        self._pids = {name: process for process in self._ours() for name in [_name(process.pid)] if name}
+        named = {process.pid: (_name(process.pid), process) for process in self._ours()}
+        forks = {pid for pid, (name, process) in named.items() if named.get(process.ppid, ("", None))[0] == name}
+        self._pids = {name: process for pid, (name, process) in named.items() if name and pid not in forks}
 
     def _others_at_it(self) -> bool:
         """Somebody's `ray start` is still at work: on a worker, what is not below the raylet."""

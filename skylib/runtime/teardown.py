@@ -136,6 +136,7 @@ def _account_paths(layout: NodeLayout) -> list[str]:
         "jobs.db-shm",
         "jobs.db-wal",
         "python_path",
+        "ray_kept.json",
         "ray_path",
         "ray_port.json",
         "ray_start.log",
