@@ -6,6 +6,7 @@ made only once is the claim that it was begun.
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import hashlib
 import json
@@ -39,18 +40,18 @@ def log_of(config: AgentConfig, event: str) -> str:
     return os.path.join(config.sky, "hooks", f"{event}.log")
 
 
-def run_hook(config: AgentConfig, event: str, script: str, timeout_s: float) -> Dict[str, Any]:
+async def run_hook(config: AgentConfig, event: str, script: str, timeout_s: float) -> Dict[str, Any]:
     """Runs it, or waits for one that was begun before; {"event", "code", "seconds"}, code 124 when its time was over.
 
-    It never raises: what goes wrong is "error" in the answer, and the cluster ends all the same.
+    It never raises: what goes wrong is "error" in the answer, and the cluster ends all the same. Cancelled, it goes on by
+    itself.
     """
     began = boot_time()
     try:
         state_dir = os.path.join(config.sky, "hooks", f".{event}-{_digest(config)}")
-        if _claim(config, state_dir):
-            _start(config, event, script, state_dir)
+        await asyncio.get_event_loop().run_in_executor(None, _begin, config, event, script, state_dir)
         began = float(_read(os.path.join(state_dir, "began")) or began)
-        code = _wait(state_dir, began + timeout_s)
+        code = await _wait(state_dir, began + timeout_s)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         _log.warning("the %s hook could not be run: %s", event, exc)
         return {"event": event, "code": None, "error": str(exc) or type(exc).__name__}
@@ -62,6 +63,12 @@ def run_hook(config: AgentConfig, event: str, script: str, timeout_s: float) -> 
 
 def _digest(config: AgentConfig) -> str:
     return hashlib.sha256(identity(config).encode()).hexdigest()[:16]
+
+
+def _begin(config: AgentConfig, event: str, script: str, state_dir: str) -> None:
+    """Once. Raises OSError with what went wrong."""
+    if _claim(config, state_dir):
+        _start(config, event, script, state_dir)
 
 
 def _claim(config: AgentConfig, state_dir: str) -> bool:
@@ -120,16 +127,20 @@ def _start(config: AgentConfig, event: str, script: str, state_dir: str) -> None
         raise OSError(answer.decode("utf-8", "replace") or "its supervisor did not start")
 
 
-def _wait(state_dir: str, until: float) -> int:
+async def _wait(state_dir: str, until: float) -> int:
     """Its exit code; 124 when its time was over, after which nothing of it runs. Raises OSError when nobody knows."""
     while True:
         done = _ended(state_dir)
         if done is not None:
             return done
         if boot_time() >= until:
-            end(lambda: _processes(state_dir), grace_s=_GRACE_S)
+            await asyncio.get_event_loop().run_in_executor(None, _end, state_dir)
             return _TIMED_OUT
-        time.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_S)
+
+
+def _end(state_dir: str) -> None:
+    end(lambda: _processes(state_dir), grace_s=_GRACE_S)
 
 
 def _ended(state_dir: str) -> Optional[int]:

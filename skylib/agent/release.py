@@ -70,6 +70,7 @@ class HeadRelease:
         self._stood = idleness.resumed
         self._began = time.monotonic()
         self._asked_at = self._spread_at = float("-inf")
+        self._spread_lease_s: Optional[float] = None
 
     async def run(self) -> None:
         """For good, or until the cluster has ended. First what an agent before this one had begun."""
@@ -104,8 +105,7 @@ class HeadRelease:
         if due == 0 and self._idleness.setting is not None:
             await self._end("autostop", self._idleness.setting)
             return True
-        if lease.lease_s is not None:
-            await self._keep_lease(lease.lease_s)
+        await self._keep_lease(lease.lease_s)
         return False
 
     def _wait_for_a_launch(self) -> None:
@@ -116,13 +116,14 @@ class HeadRelease:
         if self._stood or time.monotonic() - self._began < _START_GRACE_S:
             self._idleness.touch()
 
-    async def _keep_lease(self, lease_s: float) -> None:
+    async def _keep_lease(self, lease_s: Optional[float]) -> None:
         now = time.monotonic()
-        if now - self._asked_at >= pause_s(lease_s):
+        if lease_s is not None and now - self._asked_at >= pause_s(lease_s):
             self._asked_at = now
             self._ask()
-        if now - self._spread_at >= spread_every_s(lease_s) and self._engine.ranks.up:
-            self._spread_at = now
+        due = lease_s is not None and now - self._spread_at >= spread_every_s(lease_s)
+        if (due or lease_s != self._spread_lease_s) and self._engine.ranks.up:
+            self._spread_at, self._spread_lease_s = now, lease_s
             await self.spread()
         try:
             self._lease.save()
@@ -166,8 +167,7 @@ class HeadRelease:
         try:
             if setting.get("hook"):
                 event, timeout_s = "down" if record["down"] else "stop", float(setting.get("hook_timeout_s") or 3600.0)
-                work = asyncio.get_event_loop().run_in_executor
-                said["hook"] = await work(None, run_hook, self._config, event, setting["hook"], timeout_s)
+                said["hook"] = await run_hook(self._config, event, setting["hook"], timeout_s)
             await self._ender.stop_all(cause=cause, within_s=_LEASE_CANCEL_S if record["reason"] == "lease" else None)
         except BaseException:
             self._engine.stopping = False  # it is tried again

@@ -181,7 +181,8 @@ class Channel:
             raise ValueError(f"not a message of the agent: {_shown(line)}")
         number = message.get("id")
         if "ask" in message:  # whether this client lives
-            self.write({"id": 0, "verb": "ping", "args": {}})
+            with contextlib.suppress(ChannelBroken):
+                self.write({"id": 0, "verb": "ping", "args": {}})
             return
         if number is None:
             self._greetings.put(message)

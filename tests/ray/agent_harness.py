@@ -17,11 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from skylib.agent.cgroups import remove
 from skylib.agent.config import AgentConfig, load_config
 from skylib.agent.daemon import Daemon
 from skylib.agent.link import RankError, Ranks
 from skylib.agent.node import NodeService
 from skylib.agent.processes import Process, carrying, end, own
+from skylib.agent.tree import read_json
 from skylib.runtime.agent_bundle import Bundle, build_bundle
 
 __all__ = ["AgentSaid", "Client", "InProcessAgent", "NodeFolders", "command_lines", "end_everything", "run_daemon", "until"]
@@ -228,6 +230,11 @@ def end_everything(configs: list[AgentConfig]) -> None:
         return [processes[pid] for pid in pids - {os.getpid()}]
 
     end(find, grace_s=0.0)
+    for config in configs:
+        for path in Path(config.jobs_state).glob("*/*/pids"):
+            group = (read_json(str(path)) or {}).get("cgroup")
+            if group:
+                remove(str(group))
 
 
 class Client:
@@ -262,6 +269,11 @@ class Client:
         number = self.send(verb, **args)
         while True:
             message = self.line()
+            if "ask" in message:
+                self.raw({"id": 0, "verb": "ping", "args": {}})
+                continue
+            if message["id"] == 0:
+                continue
             assert message["id"] == number
             if "item" in message:
                 yield message["item"]
