@@ -26,12 +26,13 @@ from skylib.runtime import layout
 CHECKOUT = Path(__file__).resolve().parents[2]
 README = CHECKOUT / "README.rst"
 BEGIN, END = ".. settings begin\n", ".. settings end\n"
-MAX_LINES = 165  # besides the table
+MAX_LINES = 200  # besides the table
 # What a name in an example stands for.
 MEANING = {
     "client": skylib.Client,
     "cluster": skylib.Cluster,
     "job": skylib.Job,
+    "each": skylib.Job,
     "task": skylib.Task,
     "plan": skylib.Plan,
     "record": skylib.JobRecord,
@@ -109,7 +110,7 @@ def meant(node: ast.expr) -> object:
 
 
 def test_readme_is_short() -> None:
-    """It is read in a few minutes: at most 150 lines besides the table."""
+    """It is read in a few minutes: at most 200 lines besides the table."""
     assert len(text().replace(in_readme(), "").splitlines()) <= MAX_LINES
 
 
