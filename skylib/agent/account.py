@@ -77,11 +77,12 @@ def parse_umask(text: str) -> int:
 
 
 class Beginning(NamedTuple):
-    """limits: (number, soft, hard) of those that are to be set. umask: -1 leaves it."""
+    """limits: (number, soft, hard) of those that are to be set. umask: -1 leaves it. oom_score: oom_score_adj."""
 
     environ: Dict[str, str]
     limits: List[Tuple[int, int, int]]
     umask: int
+    oom_score: int
 
 
 def _text(pid: int, name: str) -> str:
@@ -98,4 +99,6 @@ def beginning_of(pid: int, env: str) -> Beginning:
     environ = environ or os.environ
     limits = sorted((number, *both) for number, both in parse_limits(_text(pid, "limits")).items())
     different = [entry for entry in limits if resource.getrlimit(entry[0]) != entry[1:]]
-    return Beginning(user_environment(environ, env), different, parse_umask(_text(pid, "status")))
+    score = _text(pid, "oom_score_adj").strip() if pid != os.getpid() else "0"  # this one may be Ray's worker
+    umask = parse_umask(_text(pid, "status"))
+    return Beginning(user_environment(environ, env), different, umask, int(score or 0))

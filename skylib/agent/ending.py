@@ -9,11 +9,13 @@ import sys
 import time
 from typing import List, Set
 
+from .cgroups import remove
 from .config import AgentConfig, load_config
 from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
 from .sockets import listening_ports, ports_of
 from .supervisor import ENDED, write_file
+from .tree import read_json
 
 __all__ = ["end_cluster", "main"]
 
@@ -86,6 +88,15 @@ def _agents(config: AgentConfig, spare: Set[int]) -> List[Process]:
     return found
 
 
+def _remove_groups(config: AgentConfig) -> None:
+    """Control groups that ranks had of their own."""
+    for root in _roots(config):
+        for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*", "pids")):
+            group = (read_json(path) or {}).get("cgroup")
+            if group:
+                remove(str(group))
+
+
 def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ended:
     """TERM, grace, KILL; verified. The agents first, so that nothing is begun anew; then jobs; then all the rest.
 
@@ -97,6 +108,7 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
         end(lambda: _find(config, spare, jobs_only=True), grace_s=grace_s),
         end(lambda: _find(config, spare, jobs_only=False), grace_s=min(grace_s, _RAY_GRACE_S)),
     ]
+    _remove_groups(config)
     ended = {pid for step in steps for pid in step.ended}
     return Ended(sorted(ended), steps[-1].survivors)
 

@@ -23,7 +23,7 @@ from .identity import boot_id
 from .lease import Lease
 from .phases import stream_of
 from .processes import carrying, is_alive, own, with_descendants
-from .supervisor import ENDED, Spec
+from .supervisor import ENDED, Spec, forget_oom_score
 from .tail import MAX_PIECE, Piece, Tail
 from .tree import JobTree, read_json, state_dirs
 from .waking import Wakeup
@@ -142,6 +142,7 @@ class NodeService:
         self._zygote = Zygote(bundle, self.config.root, self._supervisors_environment)
 
     def hello(self) -> Dict[str, Any]:
+        forget_oom_score()  # else this is the first to be killed when a job takes all memory
         self._zygote.warm()
         return {"rank": self.config.rank, "pid": os.getpid(), "boot": self._boot}
 
@@ -175,6 +176,7 @@ class NodeService:
                 cgroup=self._own_group(key),
                 limits=account.limits,
                 umask=account.umask,
+                oom_score=account.oom_score,
             )
         )
         return "started"

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 
-from .cgroups import enter, kills_file, memory_kills
+from .cgroups import enter, kills_file, memory_kills, remove
 from .identity import boot_id, stat_fields
 from .strings import join, split
 
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` takes longer to import than all the rest here
     from typing import Dict, List, NoReturn, Sequence, Tuple
 
-__all__ = ["ENDED", "STARTED", "Spec", "main", "stand", "write_file"]
+__all__ = ["ENDED", "STARTED", "Spec", "forget_oom_score", "main", "stand", "write_file"]
 
 STARTED = b"started"
 ENDED = "ended"  # beside `pids`, written by those who end the whole cluster: the rank did not end by itself
@@ -78,7 +78,7 @@ class Spec:
     """What a rank's supervisor is told. environ: the account's own; task: the task's variables, which win over start files.
 
     marker: a file to make when the shell has ended with 0, or "". cgroup: a group that the shell moves to, or "". limits:
-    (number, soft, hard) of those to set. umask: -1 leaves it as it is.
+    (number, soft, hard) of those to set. umask: -1 leaves it as it is. oom_score: oom_score_adj.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Spec:
         cgroup: str = "",
         limits: Sequence[Tuple[int, int, int]] = (),
         umask: int = -1,
+        oom_score: int = 0,
     ) -> None:
         self.state_dir = state_dir
         self.log = log
@@ -105,11 +106,12 @@ class Spec:
         self.cgroup = cgroup
         self.limits = [tuple(limit) for limit in limits]
         self.umask = umask
+        self.oom_score = oom_score
 
     def to_bytes(self) -> bytes:
         limits = " ".join(f"{number}:{soft}:{hard}" for number, soft, hard in self.limits)
         words = [self.state_dir, self.log, self.workdir, self.marker, self.script, self.cgroup, limits, str(self.umask)]
-        words.append(str(len(self.environ)))
+        words += [str(self.oom_score), str(len(self.environ))]
         for variables in (self.environ, self.task):
             for name, value in variables.items():
                 words += [name, value]
@@ -119,8 +121,8 @@ class Spec:
     def from_bytes(cls, data: bytes) -> Spec:
         """Raises ValueError when it is not whole."""
         words = split(data)
-        pairs = list(zip(words[9::2], words[10::2]))
-        count = int(words[8])
+        pairs = list(zip(words[10::2], words[11::2]))
+        count = int(words[9])
         limits = [limit.split(":") for limit in words[6].split()]
         return cls(
             state_dir=words[0],
@@ -133,6 +135,7 @@ class Spec:
             cgroup=words[5],
             limits=[(int(number), int(soft), int(hard)) for number, soft, hard in limits],
             umask=int(words[7]),
+            oom_score=int(words[8]),
         )
 
 
@@ -216,11 +219,11 @@ def _set_bounds(spec: Spec) -> None:
                 continue
 
 
-def _forget_oom_score() -> None:
+def forget_oom_score(score: int = 0) -> None:
     """Ray marks its workers as the first to be killed when memory runs out; a job is as good as any other process."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("0")
+            file.write(str(score))
     except OSError:
         return
 
@@ -293,7 +296,7 @@ def _mark_done(marker: str) -> None:
 
 def _supervise(spec: Spec, answer: int) -> None:
     state_dir = spec.state_dir
-    _forget_oom_score()
+    forget_oom_score(spec.oom_score)
     _keep_room(state_dir)
     write_file(os.path.join(state_dir, "script"), spec.script.encode("utf-8", "surrogateescape"))
     os.makedirs(spec.workdir, exist_ok=True)
@@ -319,6 +322,8 @@ def _supervise(spec: Spec, answer: int) -> None:
     status = _wait(shell)
     if status == 0 and spec.marker:
         _mark_done(spec.marker)
+    if spec.cgroup:
+        remove(spec.cgroup)  # stays while anything is left in it
     _write_exit(state_dir, status, oom=0 <= kills < memory_kills(counter))
 
 
