@@ -273,7 +273,7 @@ def test_a_stream_that_nobody_has_any_more_is_ended(site: Site) -> None:
         break
     channel = site.client._channel
     assert channel is not None
-    until(lambda: not [each for each in channel._pending.values()], timeout_s=20)
+    until(lambda: not channel._pending, timeout_s=20)
     assert site.plain.job(job_id)["status"] == "RUNNING"
 
 
