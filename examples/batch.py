@@ -11,11 +11,11 @@ with skylib.Client() as client:
     first = skylib.Task(run="echo warm", resources=skylib.Resources(infra=infra))
     client.launch(first, "batch").wait()
     try:
-        cluster = client.cluster("batch")
-        jobs = [cluster.exec(f"echo square of {number} is $(({number} * {number}))") for number in range(count)]
+        commands = [f"echo square of {number} is $(({number} * {number}))" for number in range(count)]
+        jobs = client.submit_many(commands, "batch")  # one round trip, however many
         for job in jobs:
             job.wait()
             print(*(line.text for line in job.logs()))
-        print("ended:", sum(record.status is skylib.JobStatus.SUCCEEDED for record in cluster.queue()))
+        print("ended:", sum(record.status is skylib.JobStatus.SUCCEEDED for record in client.queue("batch")))
     finally:
         client.down("batch")
