@@ -38,6 +38,8 @@ _PACKAGES = {
     "git": "git",
     "initdb": "postgresql",
     "sshfs": "sshfs",
+    "torchrun": "python3-torch",
+    "mpirun": "openmpi-bin python3-mpi4py",
 }
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
@@ -91,7 +93,7 @@ def _say(text: str) -> None:
 def _missing_packages() -> list[str]:
     """Debian keeps PostgreSQL's programs out of the path, in a folder for each version."""
     path = os.pathsep.join([_SYSTEM_PATH, *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
-    return sorted({package for name, package in _PACKAGES.items() if shutil.which(name, path=path) is None})
+    return sorted({each for name, few in _PACKAGES.items() if shutil.which(name, path=path) is None for each in few.split()})
 
 
 def _install_packages() -> None:

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.hosts, pytest.mark.ray, pytest.mark
 
 ROUNDS = 10
 SUBMIT_ROUNDS = 3
-EXEC_LIMIT_S = 0.3
+EXEC_LIMIT_S = 0.15
 QUEUE_LIMIT_S = 0.05
 
 
@@ -58,7 +58,7 @@ def exec_ended(client: skylib.Client, task: skylib.Task) -> float:
 
 
 def test_exec_to_the_first_line(shared: Lab, tmp_path: Path) -> None:
-    """At most 0.3 s on a warm cluster, on one host and on three, on an open connection and on a new one."""
+    """At most 0.15 s on a warm cluster, on one host and on three, on an open connection and on a new one."""
     head = shared.client.cluster("shared").nodes()[0]
     host = next(each for each in shared.hosts if each.ip == head.address.host)
     floor = Floor(shared.hosts, tmp_path)
