@@ -72,19 +72,21 @@ def _mark(config: AgentConfig) -> None:
 
 
 def _agents(config: AgentConfig, spare: Set[int]) -> List[Process]:
-    """The agents that hold the locks of this cluster's nodes on this machine."""
+    """The agents that hold the locks of this cluster's nodes on this machine, and their guardians."""
     found = []
     for root in _roots(config):
         try:
             with open(os.path.join(root, ".sky", "agent.lock"), "rb") as file:
                 holder = json.loads(file.read().decode())
-            process = read(int(holder["pid"]))
+            known = [holder.get("guardian") or (0, 0), (holder["pid"], holder["start"])]
+            if holder["cluster_id"] != config.cluster_id:
+                continue
         except (OSError, ValueError, KeyError):
             continue
-        if process is None or process.start != holder["start"] or process.state in "ZX":
-            continue
-        if holder["cluster_id"] == config.cluster_id and process.pid not in spare:
-            found.append(process)
+        for pid, start in known:  # the guardian first: it would begin another one
+            process = read(int(pid))
+            if process is not None and process.start == start and process.state not in "ZX" and process.pid not in spare:
+                found.append(process)
     return found
 
 

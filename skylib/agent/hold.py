@@ -62,9 +62,9 @@ def take_over(config: AgentConfig, *, asleep: bool) -> int:
         time.sleep(0.02)
 
 
-def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool) -> None:
-    """Who holds the lock, for those that come later. listens: its socket accepts."""
-    me = read(os.getpid())
+def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool, guarded: bool = False) -> None:
+    """Who holds the lock, for those that come later. listens: its socket accepts. guarded: its parent is its guardian."""
+    me, parent = read(os.getpid()), read(os.getppid()) if guarded else None
     holder = {
         "pid": os.getpid(),
         "start": me.start if me else 0,
@@ -72,6 +72,7 @@ def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: boo
         "cluster_id": config.cluster_id,
         "listens": listens,
         "asleep": asleep,
+        "guardian": [parent.pid, parent.start] if parent is not None and parent.pid > 1 else None,
     }
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)

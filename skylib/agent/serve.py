@@ -10,6 +10,7 @@ import sys
 
 from .config import AgentConfig, load_config
 from .daemon import Daemon
+from .guardian import LEFT, NEVER_READY, guard
 from .hold import take_over, write_holder
 from .link import Ranks, RayLink
 from .protocol import TOKEN_VARIABLE
@@ -35,18 +36,21 @@ def _detach(config: AgentConfig, report: int) -> None:
 
 
 def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    """The exit code: LEFT, NEVER_READY, or 1 when it has failed later. It has a guardian unless it is asleep."""
+    listening = False
     try:
         lock = take_over(config, asleep=asleep)
         if lock < 0:
             os.write(report, b"already")
-            return 0
-        write_holder(lock, config, listens=False, asleep=asleep)
+            return LEFT
+        write_holder(lock, config, listens=False, asleep=asleep, guarded=not asleep)
 
         def ready() -> None:
-            write_holder(lock, config, listens=True, asleep=asleep)
+            nonlocal listening
+            write_holder(lock, config, listens=True, asleep=asleep, guarded=not asleep)
             os.write(report, b"ready")
             os.close(report)
+            listening = True
 
         async def run() -> None:
             daemon = Daemon(config, Ranks() if asleep else RayLink(config), asleep=asleep)
@@ -55,14 +59,26 @@ def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
             await daemon.run(ready)
 
         asyncio.run(run())
-        return 0
+        return LEFT
     except BaseException as exc:
         _log.exception("the agent failed")
         try:
             os.write(report, f"failed: {exc!r}".encode())
         except OSError:
             pass
-        return 1
+        return 1 if listening else NEVER_READY
+
+
+def _watch_over(config: AgentConfig, report: int) -> int:
+    def wanted() -> bool:
+        """This node's configuration still is the one that this agent serves; another one has an agent of its own."""
+        try:
+            now = load_config(config.path)
+        except (OSError, ValueError, KeyError):
+            return False
+        return (now.cluster_id, now.bundle) == (config.cluster_id, config.bundle)
+
+    return guard(lambda handle: _serve(load_config(config.path), handle, asleep=False), report, wanted)
 
 
 def main(config_path: str, *, asleep: bool = False) -> int:
@@ -80,7 +96,10 @@ def main(config_path: str, *, asleep: bool = False) -> int:
     if first == 0:
         os.close(answer)
         _detach(config, report)
-        os._exit(_serve(config, report, asleep=asleep))
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        os._exit(_serve(config, report, asleep=True) if asleep else _watch_over(config, report))
     os.close(report)
     os.waitpid(first, 0)
     said = b""
