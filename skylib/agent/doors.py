@@ -29,10 +29,11 @@ _SETTLE_S = 15.0
 _POLL_S = 0.02
 _ANSWER_S = 3.0  # a shut door is shut at once; this is for what says nothing
 _CALL_S = 60.0
-_AT_ONCE = 16
+_AT_ONCE = 48
 _TLS_ALERT = b"\x15\x03"
 _GET = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # the preface, and settings: none
+_TRIES = {"HTTP": (_GET, False), "HTTP/2 without TLS": (_HTTP2, False), "TLS without a certificate": (_HTTP2, True)}
 _PORT_FLAG = re.compile(r"--(?:dashboard-agent-listen|runtime-env-agent|metrics-export)-port=(\d+)")
 
 
@@ -56,22 +57,18 @@ def listening(config: AgentConfig, settle_s: float = _SETTLE_S) -> List[int]:
 
 def try_doors(ip: str, ports: Sequence[int], source: str = "") -> List[Tuple[int, str]]:
     """The ports of `ip` that answer us, and how. source: the address that we speak from, "" for any."""
+    tries = [(port, how) for port in ports for how in _TRIES]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        answers = list(pool.map(lambda port: _try_door(ip, port, source), ports))
-    return [(port, how) for port, how in zip(ports, answers) if how]
+        answers = list(pool.map(lambda each: _answers(ip, each[0], source, each[1]), tries))
+    found: Dict[int, str] = {}
+    for (port, how), answered in zip(tries, answers):
+        if answered:
+            found.setdefault(port, how)
+    return sorted(found.items())
 
 
-def _try_door(ip: str, port: int, source: str) -> str:
-    if _answers(ip, port, source, _GET):
-        return "HTTP"
-    if _answers(ip, port, source, _HTTP2):
-        return "HTTP/2 without TLS"
-    if _answers(ip, port, source, _HTTP2, tls=True):
-        return "TLS without a certificate"
-    return ""
-
-
-def _answers(ip: str, port: int, source: str, data: bytes, *, tls: bool = False) -> bool:
+def _answers(ip: str, port: int, source: str, how: str) -> bool:
+    data, tls = _TRIES[how]
     try:
         here = (source, 0) if source else None
         with socket.create_connection((ip, port), timeout=_ANSWER_S, source_address=here) as plain:
