@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 import attrs
@@ -157,14 +158,22 @@ class Site:
 
     # --- how it is
 
-    def is_whole(self) -> bool:
-        """Each node has its agent and its raylet, the head its GCS, and the agent says that Ray is well."""
-        nodes = all(self.agent(rank) and self.ray(rank, "raylet") for rank in range(3))
-        return nodes and bool(self.ray(0, "gcs_server")) and self._all_alive()
+    def missing(self) -> list[str]:
+        """What a whole cluster would have: agents and raylets everywhere, a GCS, and Ray's word that all nodes are there."""
+        lacks = [f"agent of node {rank}" for rank in range(3) if not self.agent(rank)]
+        lacks += [f"raylet of node {rank}" for rank in range(3) if not self.ray(rank, "raylet")]
+        lacks += [] if self.ray(0, "gcs_server") else ["GCS"]
+        if not lacks:
+            (record,) = self.client.status([CLUSTER], refresh=True)
+            lacks += [] if record.status is skylib.ClusterStatus.UP else [repr(record)]
+        return lacks
 
-    def _all_alive(self) -> bool:
-        (record,) = self.client.status([CLUSTER], refresh=True)
-        return record.status is skylib.ClusterStatus.UP
+    def wait_whole(self, *, within_s: float) -> None:
+        """Returns when nothing is missing; fails with what is."""
+        deadline = time.monotonic() + within_s
+        while lacks := self.missing():
+            assert time.monotonic() < deadline, f"still missing after {within_s:g} s: {lacks}"
+            time.sleep(0.2)
 
     def ticking(self) -> dict[str, int]:
         """How many tasks each user's Ray has done."""

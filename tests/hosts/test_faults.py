@@ -196,7 +196,7 @@ def cases() -> list[object]:
 @pytest.mark.parametrize("fault", cases())
 def test_a_fault(site: Site, fault: Fault):
     """What ran, what waited, and the user's own Ray come out of it as the table says; the cluster is whole again."""
-    eventually(site.is_whole, within_s=WHOLE_S, what="a whole cluster to begin with")
+    site.wait_whole(within_s=WHOLE_S)
     site.keep_users_rays()
     load = site.load()
     before = site.ticking()
@@ -205,7 +205,7 @@ def test_a_fault(site: Site, fault: Fault):
     if fault.gang is not None:
         load.gang.wait(timeout_s=LOST_S + WHOLE_S, check=False)
     fault.mend(site)
-    eventually(site.is_whole, within_s=WHOLE_S, what="a whole cluster after it")
+    site.wait_whole(within_s=WHOLE_S)
     site.let_go()
     check_gang(site, load, fault, at)
     for rank, job in enumerate(load.solos):
