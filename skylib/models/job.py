@@ -89,7 +89,8 @@ class JobRecord:
         cause = None if self.first_cause is None else attrs.asdict(self.first_cause)
         if cause is not None:
             cause["last_lines"] = list(cause["last_lines"])
-        return {**attrs.asdict(self), "status": self.status.value, **lists, "first_cause": cause}
+        fields = attrs.asdict(self, recurse=False)
+        return {**fields, "status": self.status.value, **lists, "first_cause": cause}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> JobRecord:

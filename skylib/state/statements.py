@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.models.job import JobRecord
+from skylib.models.job import JobRecord, JobStatus
 from skylib.state.backend import Connection
 from skylib.state.base import EventRecord, IntentRecord, UsageInterval
 from skylib.state.rows import (
@@ -25,7 +25,7 @@ from skylib.state.rows import (
     load_value,
     stored_cluster,
 )
-from skylib.state.transitions import usage_change
+from skylib.state.transitions import keeps_stored_job, usage_change
 
 __all__ = [
     "add_claims",
@@ -46,10 +46,12 @@ __all__ = [
     "read_jobs",
     "read_open_intents",
     "read_value",
+    "unseen_jobs",
 ]
 
 # SQLite takes 999 parameters in one statement, of old.
 _MOST_PARAMETERS = 500
+_JOB_STATUSES = {status.value: status for status in JobStatus}
 
 
 # Clusters.
@@ -204,6 +206,20 @@ def add_claims(connection: Connection, infra: str, hosts: Sequence[str], cluster
 
 
 # Jobs.
+
+
+def unseen_jobs(connection: Connection, cluster_id: str, seen: Mapping[int, JobRecord]) -> list[JobRecord]:
+    """Those of `seen`, by id, that say more than what is stored."""
+    few = tuple(seen) if len(seen) <= _MOST_PARAMETERS else ()
+    among = f" AND job_id IN ({', '.join('?' * len(few))})" if few else ""
+    rows = connection.rows(f"SELECT job_id, status FROM jobs WHERE cluster_id = ?{among}", cluster_id, *few)
+    known = {job_id: _JOB_STATUSES.get(status) for job_id, status in rows}
+    found = []
+    for job_id, record in seen.items():
+        stored = known.get(job_id)
+        if stored is None or not keeps_stored_job(stored, record):
+            found.append(record)
+    return found
 
 
 def put_jobs(connection: Connection, cluster_id: str, records: Sequence[JobRecord]) -> None:

@@ -12,13 +12,13 @@ import attrs
 
 from skylib.errors import StateError
 from skylib.models.cluster import ClusterRecord, ClusterStatus
-from skylib.models.job import JobRecord, JobStatus
+from skylib.models.job import JobRecord
 from skylib.state import statements
 from skylib.state.backend import Backend, Connection
 from skylib.state.base import EventRecord, HistoryRecord, IntentRecord
 from skylib.state.history import read_history
 from skylib.state.rows import ClusterDecoder, Unreadable, dump_json, load_value, stored_cluster
-from skylib.state.transitions import changed, check_same_life, keeps_stored_job, no_capacity, not_found
+from skylib.state.transitions import changed, check_same_life, no_capacity, not_found
 from skylib.state.unreadable import drop_unreadable
 
 __all__ = ["KEEP_S", "SqlStore"]
@@ -164,14 +164,11 @@ class SqlStore:
         def save(connection: Connection) -> None:
             if not connection.rows("SELECT 1 FROM cluster_history WHERE cluster_id = ?", cluster_id):
                 raise not_found(cluster_id, statements.all_names(connection))
-            stored = dict(connection.rows("SELECT job_id, status FROM jobs WHERE cluster_id = ?", cluster_id))
-            fresh = [
-                record
-                for job_id, record in seen.items()
-                if job_id not in stored or not keeps_stored_job(JobStatus(stored[job_id]), record)
-            ]
-            statements.put_jobs(connection, cluster_id, fresh)
+            statements.put_jobs(connection, cluster_id, statements.unseen_jobs(connection, cluster_id, seen))
 
+        if len(seen) > 1:  # of a long queue little is new: to look before costs nobody the lock
+            fresh = self._read(lambda connection: statements.unseen_jobs(connection, cluster_id, seen))
+            seen = {record.job_id: record for record in fresh}
         if seen:
             self._write(save, durable=False)
 

@@ -91,7 +91,12 @@ def check_same_life(existing: ClusterRecord | None, record: ClusterRecord, *, ov
 
 
 def keeps_stored_job(stored: JobStatus, seen: JobRecord) -> bool:
-    """Whether the stored job stays as it is: it has ended, and what was seen says otherwise."""
+    """Whether the stored job stays as it is: it has ended, and what was seen says otherwise; or it waits, and still does.
+
+    What it waits for is of its moment alone, and a long queue is not written again whenever it is looked at.
+    """
+    if stored is JobStatus.PENDING:
+        return seen.status is stored
     return stored.is_terminal and seen.status is not stored
 
 
