@@ -113,6 +113,11 @@ class Usage:
         return self._seconds.get("others on this machine", 0.0)
 
     @property
+    def own_seconds(self) -> float:
+        """CPU seconds of everything but that, processes too short-lived to be seen included."""
+        return max(self.busy - self.foreign_seconds, 0.0)
+
+    @property
     def busy_share(self) -> float:
         return self.busy / (self.wall * (os.cpu_count() or 1))
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
 from skylib.events import Event, Phase
 
-__all__ = ["Report", "Step", "Timeline", "table"]
+__all__ = ["Report", "Step", "Timeline", "percentile", "seconds_of", "table"]
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """What the call took."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The least value that this share of all values (0 to 1) is not above."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

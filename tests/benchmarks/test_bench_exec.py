@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 import skylib
 from tests.benchmarks.floor import Floor
 from tests.benchmarks.machine import settle
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import Report, seconds_of
 from tests.lab import Lab
 
 pytestmark = [pytest.mark.bench, pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -21,12 +20,6 @@ ROUNDS = 10
 SUBMIT_ROUNDS = 3
 EXEC_LIMIT_S = 0.15
 QUEUE_LIMIT_S = 0.05
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def seconds_to_line(argv: list[str], wanted: bytes) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import pytest
 
 from skylib.models.job import LogLine
 from tests.benchmarks.machine import settle, watch
-from tests.benchmarks.report import Report
+from tests.benchmarks.report import Report, percentile
 from tests.lab import Lab
 from tests.testbed import Testbed
 
@@ -37,11 +37,6 @@ open(sys.argv[1], "w").write(str(time.perf_counter() - started))
 END
 sync
 """
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
 def delays(lines: Iterable[LogLine]) -> list[float]:
