@@ -169,12 +169,29 @@ class _AgentModules:
         return (each for each in found if each.ispkg or each.name.endswith("_agent"))
 
 
+def _submit_here(module: ModuleType) -> None:
+    """The dashboard gives a job to the agent of any node, which answers its own node alone: it has to be ours."""
+    known: Any = getattr(module, "DataOrganizer", None)
+    every: Any = getattr(known, "get_all_agent_infos", None)
+    if every is None:
+        return
+
+    class Nearby(known):  # type: ignore[misc]
+        @classmethod
+        async def get_all_agent_infos(cls) -> Any:
+            infos = await every()
+            return {node: info for node, info in infos.items() if _is_here(socket.AF_INET, str(info.get("ipAddress")))}
+
+    module.DataOrganizer = Nearby  # type: ignore[attr-defined]
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "aiohttp.web_protocol": _guard_aiohttp,
     "socketserver": _guard_socketserver,
     "ray._private.utils": _keep_private,
     "ray._common.utils": _keep_private,
     "ray.dashboard.utils": _load_agents_only,
+    "ray.dashboard.modules.job.job_head": _submit_here,
 }
 
 
