@@ -14,7 +14,7 @@ from skylib.models.job import LogLine
 from skylib.session import Session
 from tests.testbed import Host, pool_yaml
 
-__all__ = ["Lab", "eventually", "make_lab", "ranks_text", "texts"]
+__all__ = ["Lab", "eventually", "first_lines", "make_lab", "ranks_text", "texts"]
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float = 30.0, what: str = "it") -> None:
@@ -29,6 +29,12 @@ def eventually(condition: Callable[[], bool], *, within_s: float = 30.0, what: s
 def texts(lines: Sequence[LogLine]) -> list[str]:
     """What was printed, without who printed it."""
     return [line.text for line in lines]
+
+
+def first_lines(job: skylib.Job, count: int) -> list[LogLine]:
+    """That many lines of a job that goes on, as soon as they are there."""
+    eventually(lambda: len(list(job.logs(follow=False))) >= count, what=f"{count} lines of {job}")
+    return list(job.logs(follow=False))[:count]
 
 
 def ranks_text(lines: Sequence[LogLine]) -> list[tuple[int, str]]:
@@ -57,6 +63,11 @@ class Lab:
     def ours(self, host: Host) -> list[str]:
         """Command lines of the account's processes, but for sshd's own."""
         return [line for _, line in host.processes("sky") if not line.startswith("sshd")]
+
+    def by_rank(self, cluster: str) -> list[Host]:
+        """The hosts that are the cluster's nodes, the head first."""
+        ips = [node.internal_ip for node in self.client.cluster(cluster).nodes()]
+        return [next(host for host in self.hosts if host.ip == ip) for ip in ips]
 
     def assert_nothing_left(self) -> None:
         """No record, no held host, no process, no mark on any host that is up."""

@@ -170,7 +170,8 @@ class ScriptedAgent:
         for job in chosen:
             job["status"] = "CANCELLED"
         self._keep(kept)
-        return {"cancelled": [{"job_id": job["job_id"], "ended": [], "survivors": [], "nodes_unreached": []} for job in chosen]}
+        nothing: dict[str, list[object]] = {"ended": [], "survivors": [], "nodes_unreached": []}
+        return {"cancelled": [{"job_id": job["job_id"], **nothing} for job in chosen]}
 
     def _logs(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
         job = self._job(args, send)["job"]

@@ -37,6 +37,8 @@ def describe(record: Mapping[str, Any], *, setup: bool) -> str:
         how = f"was ended by signal {number}" + (f" ({name})" if name else "")
     if reason == "oom":
         how = f"ran out of memory: the kernel ended it ({'signal 9' if number else f'exit code {code}'})"
+    elif reason == "disk_full" and record.get("error"):
+        how = "could not be started: the disk of its node is full"
     elif reason == "disk_full":
         how += ": the disk of its node is full" if code else ", but its disk is full: what it printed is not whole"
     elif reason == "not_started":

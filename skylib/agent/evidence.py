@@ -109,18 +109,27 @@ def reason_of(code: int, signal: Optional[int], *, memory_killed: bool, disk_ful
     return "signal" if signal else "exit"
 
 
+def _is_cut_off(log: str) -> bool:
+    """Whether a full disk may have cut the file off: what does not fit is lost from the end of a block on."""
+    try:
+        found = os.stat(log)
+    except OSError:
+        return True
+    return found.st_size % max(found.st_blksize, 512) == 0
+
+
 def end_record(exit_record: Mapping[str, Any], log: str, places: Sequence[str]) -> Dict[str, Any]:
     """What is told of a rank that ended: the record that its supervisor wrote, and for a failure why.
 
     places: directories that the rank writes to, that of its log first. A rank that exited 0 has failed all the same when
-    nothing more could be written to its log's disk: what it printed is not whole.
+    the disk has cut its log off: what it printed is not whole.
     """
     record: Dict[str, Any] = {"code": int(exit_record["code"]), "signal": exit_record.get("signal"), "reason": "exit"}
     for name in ("at", "mono", "error"):
         if exit_record.get(name) is not None:
             record[name] = exit_record[name]
     if record["code"] == 0:
-        if not disk_is_full(places[:1], only_if_low=True):
+        if not _is_cut_off(log) or not disk_is_full(places[:1], only_if_low=True):
             return record
         record["reason"] = "disk_full"
     else:

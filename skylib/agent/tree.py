@@ -83,11 +83,10 @@ class JobTree:
         pids: Set[int] = set()
         for rank in [None] if ranks is None else sorted(ranks):
             pids |= carrying(mine.values(), self._variables(phase, rank))
-        inherited = _inherited(chosen, everybody, mine)
-        if len(chosen) < len(records):  # attempts of one rank carry the same variables
-            rest = [record for record in records if record not in chosen]
-            pids -= _inherited(rest, everybody, mine)
-        pids = with_descendants(everybody, pids | inherited)
+        pids |= _writing_to(chosen, mine.values())
+        if len(chosen) < len(records):  # attempts of one rank carry the same variables and write to the same log
+            pids -= _inherited([record for record in records if record not in chosen], everybody)
+        pids = with_descendants(everybody, pids | _inherited(chosen, everybody))
         pids -= {os.getpid(), *(_supervisor(record) for record in records)}
         return [everybody[pid] for pid in sorted(pids)]
 
@@ -144,11 +143,10 @@ def _supervisor(record: Record) -> int:
     return pid if pid and is_alive(pid, start) else 0
 
 
-def _inherited(records: Sequence[Record], everybody: Mapping[int, Process], mine: Mapping[int, Process]) -> Set[int]:
-    """What stands in the ranks' sessions and groups, below their supervisors, or writes to their logs."""
+def _inherited(records: Sequence[Record], everybody: Mapping[int, Process]) -> Set[int]:
+    """What stands in the ranks' sessions and groups, or below their supervisors."""
     found: Set[int] = set()
     sessions: Set[int] = set()
-    logs: Set[str] = set()
     for record in records:
         supervisor = _supervisor(record)
         found |= with_descendants(everybody, [supervisor]) - {supervisor} if supervisor else set()
@@ -157,17 +155,13 @@ def _inherited(records: Sequence[Record], everybody: Mapping[int, Process], mine
             sessions.add(pid)
         if record.pids.get("cgroup"):
             found |= cgroups.pids_in(str(record.pids["cgroup"])) & set(everybody)
-        try:
-            logs.add(os.readlink(os.path.join(record.path, "log")))
-        except OSError:
-            continue
-    found |= {process.pid for process in everybody.values() if process.session in sessions}
-    return found | _writing_to(logs, mine.values())
+    return found | {process.pid for process in everybody.values() if process.session in sessions}
 
 
-def _writing_to(logs: Set[str], processes: Iterable[Process]) -> Set[int]:
-    """Those whose output is one of these files."""
+def _writing_to(records: Sequence[Record], processes: Iterable[Process]) -> Set[int]:
+    """Those whose output is the log of one of these ranks."""
     found: Set[int] = set()
+    logs = {os.path.realpath(os.path.join(record.path, "log")) for record in records}
     for process in processes if logs else ():
         for number in (1, 2):
             try:

@@ -135,6 +135,11 @@ class DirectRanks(Ranks):
         self.nodes[rank]["alive"] = False
         del self._services[rank]
 
+    def bring_back(self, rank: int) -> None:
+        self.reset(rank)
+        self.nodes[rank]["alive"] = True
+        self.on_change()
+
     async def run(self) -> None:
         self.version, self.up = "none", True
         for config in self._configs:
@@ -209,6 +214,9 @@ class InProcessAgent:
 
     def cut(self, rank: int) -> None:
         self._loop.call_soon_threadsafe(self.ranks.cut, rank)
+
+    def bring_back(self, rank: int) -> None:
+        self._loop.call_soon_threadsafe(self.ranks.bring_back, rank)
 
     def lose(self, rank: int, why: str) -> None:
         self._loop.call_soon_threadsafe(self._daemon.engine.collector.lose, rank, why)
