@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from skylib.models.discovered import Discovered
     from skylib.models.job import FirstCause, JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
-    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled
+    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled, StartReceipt
     from skylib.models.resources import Resources
     from skylib.models.task import Task
     from skylib.results import CostReport
@@ -52,6 +52,7 @@ _HOMES = {
     "Plan": "skylib.models.plan",
     "Reconciled": "skylib.models.receipts",
     "Resources": "skylib.models.resources",
+    "StartReceipt": "skylib.models.receipts",
     "Task": "skylib.models.task",
 }
 _MODULES = ("errors", "events")
@@ -76,6 +77,7 @@ __all__ = [
     "Plan",
     "Reconciled",
     "Resources",
+    "StartReceipt",
     "Task",
     "__version__",
     "errors",

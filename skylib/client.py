@@ -18,7 +18,7 @@ from skylib.models.cluster import ClusterRecord, check_is_text
 from skylib.models.discovered import Discovered
 from skylib.models.job import JobRecord
 from skylib.models.plan import Plan
-from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled
+from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled, StartReceipt
 from skylib.models.task import Task
 from skylib.ops import adopt, batch, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
 from skylib.ops.settings import Settings
@@ -137,8 +137,8 @@ class Client:
         self._session.require(name)
         return Cluster(self.home, name, session=self._session)
 
-    def start(self, name: str) -> ClusterRecord:
-        """Bring a stopped or broken cluster up again on its hosts; what stands already is left alone."""
+    def start(self, name: str) -> StartReceipt:
+        """Bring a stopped or broken cluster up again on its hosts; what stands is left alone. Says what was done."""
         return lifecycle.start(self._session, name)
 
     def stop(self, name: str) -> DownReceipt:

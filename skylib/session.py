@@ -7,18 +7,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 from skylib.config.database import find_database, given_settings, place_of
 from skylib.config.layers import Origin
 from skylib.config.load import Config, load_config
-from skylib.errors import ClusterNotFound, ConfigError, InvalidSpecError, SkyError
+from skylib.errors import ClusterBusy, ClusterNotFound, ConfigError, InvalidSpecError, SkyError
 from skylib.events import EventSink, Relay, discard, fan, span
 from skylib.identity import account_name, client_hash, machine_name
 from skylib.journal import Journal
 from skylib.locks import Locks
-from skylib.models.cluster import ClusterRecord, NodeRecord, check_is_text
+from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord, check_is_text
 from skylib.models.frozen_map import PlacedMap
 from skylib.models.node import HostAddress, NodeFacts
 from skylib.models.secret import Secret
@@ -31,6 +32,7 @@ from skylib.providers.pool_file import Pool, read_pools
 from skylib.providers.registry import Registry
 from skylib.providers.shared_pools import SharedPools
 from skylib.runtime.agent_client import AgentClient
+from skylib.runtime.agent_restart import bring_back
 from skylib.runtime.environment import Environment, ensure_environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.teardown import layout_of
@@ -49,6 +51,7 @@ from skylib.transport.ssh_params import SshSettings
 __all__ = ["Session"]
 
 _T = TypeVar("_T")
+_AGENT_WAIT_S = 0.5  # for whoever brings the agent back just now
 
 
 class Session:
@@ -194,8 +197,21 @@ class Session:
         return self.transports.get(address)
 
     def agent(self, record: ClusterRecord) -> AgentClient:
-        """The kept channel to a cluster's agent; opened when it is first asked."""
-        return self._agent(record.name, record.cluster_id, record.head)
+        """The kept channel to a cluster's agent; opened when it is first asked. One that died is begun anew by then."""
+        agent = self._agent(record.name, record.cluster_id, record.head)
+        agent.on_nobody = partial(self._bring_back, record.name, record.cluster_id)
+        return agent
+
+    def _bring_back(self, name: str, cluster_id: str) -> bool:
+        """Whether the agent of that life runs again. Not while an operation is on the cluster, or when it is not UP."""
+        try:
+            with self.hold(name, "agent", _AGENT_WAIT_S):
+                record = self.store.cluster(name)
+                if record is None or record.cluster_id != cluster_id or record.status is not ClusterStatus.UP:
+                    return False
+                return bring_back(self.transport(record.head.address), record.head, cluster_id)
+        except ClusterBusy:
+            return False
 
     def _agent(self, cluster: str, cluster_id: str, head: NodeRecord) -> AgentClient:
         return self.new_agent(cluster, cluster_id, self.transport(head.address), head.python, layout_of(head))

@@ -243,7 +243,7 @@ class ScriptedHost:
         if standing is not None:
             same = standing.cluster_id == config["cluster_id"]
             if same and (asleep or not standing.asleep):
-                return _done("")
+                return _done("already")
             if asleep:
                 return _done("", code=1, stderr="an agent of another cluster runs")
             self.kill([each for each in self.processes.values() if each.kind != "ray"])
@@ -315,7 +315,7 @@ class ScriptedHost:
         with self.lab.changed:
             agent = self.agent
             if agent is None:
-                return 1
+                return 3
             self._channels.append(channel)
         try:
             agent.serve(channel)

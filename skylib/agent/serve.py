@@ -82,7 +82,9 @@ def _watch_over(config: AgentConfig, report: int) -> int:
 
 
 def main(config_path: str, *, asleep: bool = False) -> int:
-    """Returns 0 as soon as the agent's socket accepts (also when it did before), 1 with the reason on stderr otherwise.
+    """Returns 0 as soon as the agent's socket accepts, 1 with the reason on stderr otherwise.
+
+    Prints "ready", or "already" when an agent that will do ran before.
 
     asleep: one that only reads; see protocol.py.
     """
@@ -109,6 +111,7 @@ def main(config_path: str, *, asleep: bool = False) -> int:
         if not data or said in (b"ready", b"already"):
             break
     if said in (b"ready", b"already"):
+        sys.stdout.write(f"{said.decode()}\n")
         return 0
     sys.stderr.write(f"the agent did not start ({said.decode() or 'it said nothing'}); see {config.log_file}\n")
     return 1

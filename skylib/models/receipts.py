@@ -7,9 +7,9 @@ from enum import Enum
 
 import attrs
 
-from skylib.models.cluster import ClusterStatus
+from skylib.models.cluster import ClusterRecord, ClusterStatus
 
-__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt", "Reconciled", "Settled"]
+__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt", "Reconciled", "Settled", "StartReceipt"]
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +46,22 @@ class DownReceipt:
     @property
     def clean(self) -> bool:
         return all(node.clean for node in self.nodes)
+
+
+@attrs.frozen(kw_only=True)
+class StartReceipt:
+    """What `start` gives back. cluster: as it is now. actions: what was done, in words and in order; empty when all was well."""
+
+    cluster: ClusterRecord
+    actions: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.cluster.name
+
+    @property
+    def status(self) -> ClusterStatus:
+        return self.cluster.status
 
 
 @attrs.frozen(kw_only=True)

@@ -152,7 +152,7 @@ def _launch(session: Session, work: _Work) -> Submitted:
     check_targets(work.task, record.infra)
     facts = {"cluster_id": record.cluster_id, "new": False, "was": record.status.value, "key": work.key}
     with session.intent("launch", name, **facts):
-        record = revive(session, record, work.events, may_end_jobs=False)
+        record = revive(session, record, work.events, may_end_jobs=False).cluster
         with kept_busy(session, record):
             deliver(session, work.files, record, work.events)
         timer = autostop_of(work.task, work.options, record.autostop)

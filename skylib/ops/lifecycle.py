@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from skylib.errors import StateError
 from skylib.events import EventSink, span
-from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus
-from skylib.models.receipts import DownReceipt, NodeReceipt
+from skylib.models.cluster import AutostopRecord, ClusterStatus
+from skylib.models.receipts import DownReceipt, NodeReceipt, StartReceipt
 from skylib.ops.endings import clean_again, down_cluster, stop_cluster
 from skylib.ops.holding import hold
 from skylib.ops.lives import require_up
@@ -29,7 +29,7 @@ def stop(session: Session, name: str) -> DownReceipt:
             return stop_cluster(session, record, events, cancel=was is not ClusterStatus.STOPPED)
 
 
-def start(session: Session, name: str) -> ClusterRecord:
+def start(session: Session, name: str) -> StartReceipt:
     """Make the cluster UP again on its hosts: what stands is left alone, an agent that died is started beside its jobs.
 
     When that does not do, everything of it is ended and brought up anew. Raises ClusterNotFound, ClusterBusy,

@@ -10,7 +10,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -26,12 +26,15 @@ from skylib.transport.command import Command
 __all__ = ["AgentClient", "bridge_command", "daemon_command"]
 
 HANDSHAKE_TIMEOUT_S = 20.0
+NOBODY = 3  # what the bridge exits with when no agent listens
 CALL_TIMEOUT_S = 60.0
 
 # May be asked twice without harm: they read, or they lead to the same state.
 _REPEATABLE = frozenset(
     {"ready", "info", "queue", "job", "wait", "logs", "log_files", "autostop", "setup_state", "lease", "ping"}
 )
+# Whoever asks these wants to know how things are: no agent is started for it.
+_LOOKING = frozenset({"ready", "info"})
 
 
 class Within(Enum):
@@ -58,7 +61,10 @@ def daemon_command(python: str, layout: NodeLayout, cluster_id: str, *, asleep: 
 
 
 class AgentClient:
-    """Asks one cluster's agent. Safe from many threads and after fork; opens its channel on first use."""
+    """Asks one cluster's agent. Safe from many threads and after fork; opens its channel on first use.
+
+    on_nobody: what brings back an agent that died, for verbs that need one; False when it should not, or could not.
+    """
 
     def __init__(
         self,
@@ -76,6 +82,7 @@ class AgentClient:
         self._cluster_id = cluster_id
         self._version = version
         self.call_timeout_s = call_timeout_s
+        self.on_nobody: Callable[[], bool] = lambda: False
         self._channel: Channel | None = None
         self._greeted: Channel | None = None
         self._renew()
@@ -105,7 +112,7 @@ class AgentClient:
         limit_s = self.call_timeout_s if isinstance(answer_within_s, Within) else answer_within_s
         again = verb in _REPEATABLE if repeatable is None else repeatable
         for attempt in (1, 2):
-            channel = self._open_channel()
+            channel = self._open_channel(verb)
             try:
                 replies = channel.request(verb, args)
                 return self._final(channel, replies, verb, limit_s)
@@ -134,12 +141,12 @@ class AgentClient:
 
     def open_stream(self, verb: str, **args: object) -> AgentStream:
         """A streaming verb under way. Raises AgentError, TransportError."""
-        channel = self._open_channel()
+        channel = self._open_channel(verb)
         try:
             replies = channel.request(verb, args, window=WINDOW_BYTES)
         except ChannelBroken:
             self._drop(channel)
-            channel = self._open_channel()
+            channel = self._open_channel(verb)
             try:
                 replies = channel.request(verb, args, window=WINDOW_BYTES)
             except ChannelBroken as again:
@@ -165,7 +172,7 @@ class AgentClient:
                 channel.closed = True
                 channel.close()
 
-    def _open_channel(self) -> Channel:
+    def _open_channel(self, verb: str) -> Channel:
         known = self._channel
         if known is not None and not known.broken:
             return known
@@ -173,31 +180,41 @@ class AgentClient:
             known = self._channel
             if known is not None and not known.broken:
                 return known
-            process = self._transport.open(self._bridge)
-            channel = self._greeted = Channel(process)
             try:
-                self._shake_hands(channel, process)
-            except BaseException:
-                channel.close()
-                raise
-            with self._lock:
-                self._greeted = None
-                if not channel.closed:
-                    self._channel = channel
-            return channel
+                return self._connect()
+            except AgentError as error:
+                if not getattr(error, "nobody", False) or verb in _LOOKING or not self.on_nobody():
+                    raise
+            return self._connect()
+
+    def _connect(self) -> Channel:
+        process = self._transport.open(self._bridge)
+        channel = self._greeted = Channel(process)
+        try:
+            self._shake_hands(channel, process)
+        except BaseException:
+            channel.close()
+            raise
+        with self._lock:
+            self._greeted = None
+            if not channel.closed:
+                self._channel = channel
+        return channel
 
     def _shake_hands(self, channel: Channel, process: Process) -> None:
         try:
             channel.write({"hello": {"protocol": PROTOCOL, "client": self._version}})
             greeting = channel.greeting(HANDSHAKE_TIMEOUT_S)
         except ChannelBroken as broken:
+            code, words = _last_words(process)
             raise AgentError(
                 f"the agent of cluster {self._cluster!r} does not answer",
                 host=self._transport.host,
                 step="agent.connect",
-                evidence="\n".join(filter(None, (str(broken), _last_words(process)))),
+                evidence="\n".join(filter(None, (str(broken), words))),
                 hint=f"client.start({self._cluster!r}) brings it back",
                 cluster=self._cluster,
+                nobody=code == NOBODY,
             ) from broken
         if "error" in greeting:
             raise AgentVersionError(
@@ -275,8 +292,10 @@ class AgentClient:
         )
 
 
-def _last_words(process: Process) -> str:
+def _last_words(process: Process) -> tuple[int | None, str]:
+    """Its exit code and stderr, as far as they can be had."""
     try:
-        return process.wait(timeout_s=2.0).stderr.decode(errors="replace").strip()
+        done = process.wait(timeout_s=2.0)
     except (ConnectError, TransportError):
-        return ""
+        return None, ""
+    return done.returncode, done.stderr.decode(errors="replace").strip()

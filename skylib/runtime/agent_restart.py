@@ -13,15 +13,15 @@ from skylib.runtime.teardown import layout_of
 from skylib.transport.base import Transport
 from skylib.transport.command import Command
 
-__all__ = ["restart_agent"]
+__all__ = ["bring_back", "restart_agent"]
 
 TIMEOUT_S = 60.0
 
 
-def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> None:
-    """The agent runs, and is this client's; jobs go on. Raises AgentError when the node does not serve that cluster.
+def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> bool:
+    """The agent runs, and is this client's; jobs go on. True when it had to be started.
 
-    Raises TransportError when the node cannot be reached.
+    Raises AgentError when the node does not serve that cluster, TransportError when the node cannot be reached.
     """
     layout = layout_of(node)
     bundle = build_bundle()
@@ -45,7 +45,7 @@ def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> No
         link = Command.of("ln", "-sfn", f"{bundle.sha256}.pyz", layout.agent_bundle)
         transport.run(link, timeout_s=TIMEOUT_S).check()
     try:
-        transport.run(daemon_command(node.python, layout, cluster_id), timeout_s=TIMEOUT_S).check()
+        started = transport.run(daemon_command(node.python, layout, cluster_id), timeout_s=TIMEOUT_S).check()
     except CommandError as error:
         raise AgentError(
             f"the agent on {transport.host} does not start",
@@ -54,3 +54,20 @@ def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> No
             command=error.command,
             evidence=error.evidence,
         ) from error
+    return started.stdout.strip() != b"already"
+
+
+def bring_back(transport: Transport, head: NodeRecord, cluster_id: str) -> bool:
+    """The head's agent runs again; False when the cluster has stopped by itself and nothing was done.
+
+    Raises AgentError, TransportError.
+    """
+    said = transport.run(Command.of("cat", f"{layout_of(head).sky}/stopped.json"), timeout_s=TIMEOUT_S)
+    try:
+        stopped = json.loads(said.stdout) if said.ok else {}
+    except ValueError:
+        stopped = {}
+    if isinstance(stopped, dict) and stopped.get("cluster_id") == cluster_id:
+        return False
+    restart_agent(transport, head, cluster_id)
+    return True

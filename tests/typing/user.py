@@ -66,7 +66,7 @@ def verbs(client: Client) -> None:
     assert_type(client.job("train", 1), Job)
     assert_type(client.tail_logs("train", follow=False, tail=10), LogStream)
     assert_type(client.download_logs("train", [1, 2]), dict[int, Path])
-    assert_type(client.start("train"), ClusterRecord)
+    assert_type(client.start("train"), skylib.StartReceipt)
     assert_type(client.stop("train"), skylib.DownReceipt)
     assert_type(client.down("train", purge=True).clean, bool)
     assert_type(client.check(), list[skylib.InfraStatus])

@@ -34,6 +34,7 @@ PUBLIC = {
     "Plan",
     "Reconciled",
     "Resources",
+    "StartReceipt",
     "Task",
     "__version__",
     "errors",
