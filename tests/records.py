@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.job import FirstCause, JobRecord, JobStatus
 from skylib.models.node import Gpu, HostAddress
 
@@ -89,6 +90,7 @@ node_records = st.builds(
     memory_gib=_number,
     gpus=st.lists(_gpus, max_size=3).map(tuple),
     price_per_hour=st.none() | _number,
+    custom=st.dictionaries(_text, _number, max_size=2).map(FrozenMap),
     ray_node_id=_text,
 )
 

@@ -160,7 +160,7 @@ def describe_demand(num_nodes: int, demand: Mapping[str, Any]) -> str:
     """As SkyPilot shows resources: "2x[CPU:0.5, A100:8]"."""
     parts = [f"CPU:{demand.get('CPU', 0.5):g}"]
     accelerators = demand.get("accelerators") or ({"GPU": demand["GPU"]} if demand.get("GPU") else {})
-    parts += [f"{name}:{float(count):g}" for name, count in accelerators.items()]
+    parts += [f"{name}:{float(count):g}" for name, count in (*accelerators.items(), *(demand.get("custom") or {}).items())]
     return f"{num_nodes}x[{', '.join(parts)}]"
 
 

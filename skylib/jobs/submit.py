@@ -19,7 +19,7 @@ from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 from skylib.models.resources import Resources
 from skylib.models.task import Task
-from skylib.optimizer.fit import fits_cluster
+from skylib.optimizer.fit import custom_name, fits_cluster
 from skylib.runtime.agent_client import AgentClient
 
 __all__ = ["Submitted", "demand_of", "job_spec", "key_for", "own_key", "setup_hash", "submit", "submit_many"]
@@ -68,7 +68,10 @@ def demand_of(resources: Resources, cluster: ClusterRecord, num_nodes: int = 1) 
         least = min((node.memory_gib for node in cluster.nodes if node.memory_gib), default=wanted.memory.value)
         demand["memory_gib"] = min(wanted.memory.value, least)
     accelerator = wanted.accelerator
-    if accelerator is not None:
+    custom = [custom_name(node.custom, accelerator) for node in cluster.nodes] if accelerator is not None else []
+    if accelerator is not None and any(custom):
+        demand["custom"] = {next(name for name in custom if name): accelerator.count}
+    elif accelerator is not None:
         demand["GPU"] = accelerator.count
         demand["accelerators"] = {_device_name(accelerator, cluster): accelerator.count}
     return demand

@@ -9,6 +9,7 @@ from enum import Enum
 import attrs
 
 from skylib.errors import InvalidSpecError
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.node import Gpu, HostAddress
 
 __all__ = ["AutostopRecord", "ClusterRecord", "ClusterStatus", "NodeRecord", "check_cluster_name", "check_is_text"]
@@ -68,7 +69,7 @@ class NodeRecord:
     """One node of a cluster. rank 0 is the head. host: the provider's name for the machine.
 
     root: what `$HOME` is there (absolute). internal_ip: where the other nodes reach it. ray_node_id: of our internal
-    Ray. runtime_digest: of the private environment.
+    Ray. runtime_digest: of the private environment. custom: countable resources besides, as the pool file names them.
     """
 
     rank: int
@@ -83,17 +84,19 @@ class NodeRecord:
     memory_gib: float = 0.0
     gpus: tuple[Gpu, ...] = ()
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
     ray_node_id: str = ""
     runtime_digest: str = ""
 
     def to_json(self) -> dict[str, object]:
-        return {**attrs.asdict(self), "address": self.address.to_json()}
+        return {**attrs.asdict(self), "address": self.address.to_json(), "custom": dict(self.custom)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> NodeRecord:
         fields = dict(data)
         fields["address"] = HostAddress.from_json(fields["address"])  # type: ignore[arg-type]
         fields["gpus"] = tuple(Gpu(**gpu) for gpu in fields.get("gpus", ()))  # type: ignore[attr-defined]
+        fields["custom"] = FrozenMap(fields.get("custom") or {})  # type: ignore[arg-type]
         return cls(**fields)  # type: ignore[arg-type]
 
 

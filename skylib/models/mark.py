@@ -95,10 +95,12 @@ class MarkMember:
     memory_gib: float = 0.0
     gpus: tuple[Gpu, ...] = ()
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
     runtime_digest: str = ""
 
     def to_json(self) -> dict[str, object]:
-        return {**attrs.asdict(self), "address": self.address.to_json() if self.address else None}
+        address = self.address.to_json() if self.address else None
+        return {**attrs.asdict(self), "address": address, "custom": dict(self.custom)}
 
 
 @attrs.frozen(kw_only=True)
@@ -238,8 +240,14 @@ def _member(entry: object) -> MarkMember:
         memory_gib=_number(entry, "memory_gib"),
         gpus=tuple(_gpu(each) for each in _list(entry, "gpus")),
         price_per_hour=_maybe(entry, "price_per_hour", _number),
+        custom=_custom(entry),
         runtime_digest=_text(entry, "runtime_digest", ""),
     )
+
+
+def _custom(entry: Mapping[str, object]) -> FrozenMap[str, float]:
+    given = _map(entry, "custom")
+    return FrozenMap({name: _number(given, name) for name in given})
 
 
 def _address(entry: Mapping[str, object]) -> HostAddress | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.node import Gpu, HostAddress
 
 __all__ = ["Offer", "Refusal", "Survey"]
@@ -17,6 +18,7 @@ class Offer:
 
     infra: "local" or "ssh/<pool>". host: the provider's name for it, unique within the infra. price_per_hour: dollars,
     None when its owner gave none. memory_gib, disk_free_gib: as probed.
+    custom: what its owner says there is besides, name to count.
     capacity: how many nodes of one cluster it can be at once (1 for an SSH host).
     """
 
@@ -28,6 +30,7 @@ class Offer:
     disk_free_gib: float = 0.0
     gpus: tuple[Gpu, ...] = ()
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
     labels: Mapping[str, str] = attrs.field(factory=dict)
     capacity: int = 1
 

@@ -294,6 +294,7 @@ def _node(
         memory_gib=member.memory_gib,
         gpus=member.gpus,
         price_per_hour=member.price_per_hour,
+        custom=member.custom,
         runtime_digest=member.runtime_digest,
     )
 

@@ -192,6 +192,7 @@ def _member(session: Session, cluster: str, number: int, offer: Offer, address: 
         memory_gib=offer.memory_gib,
         gpus=offer.gpus,
         price_per_hour=offer.price_per_hour,
+        custom=offer.custom,
     )
 
 
@@ -215,6 +216,7 @@ def _known_member(node: NodeRecord, facts: NodeFacts) -> Member:
         memory_gib=node.memory_gib,
         gpus=node.gpus,
         price_per_hour=node.price_per_hour,
+        custom=node.custom,
     )
 
 
@@ -235,6 +237,7 @@ def _planned(members: Sequence[Member]) -> tuple[NodeRecord, ...]:
             memory_gib=member.memory_gib,
             gpus=member.gpus,
             price_per_hour=member.price_per_hour,
+            custom=member.custom,
         )
         for member in members
     )

@@ -7,7 +7,7 @@ that takes one has all of it. Fields that say nothing about a machine (ports, la
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from skylib.catalog.accelerators import accelerator_matches, accelerator_name, device_memory_gb
 from skylib.models.accelerators import Accelerator
@@ -18,7 +18,7 @@ from skylib.models.offer import Offer
 from skylib.models.resources import Resources
 from skylib.models.units import Amount, format_number
 
-__all__ = ["describe_gpus", "fits_cluster", "in_place", "matching_gpus", "why_not", "why_not_any"]
+__all__ = ["custom_name", "describe_gpus", "fits_cluster", "in_place", "matching_gpus", "why_not", "why_not_any"]
 
 _ROUNDING = 0.07  # of memory: firmware and kernel keep some of what a machine is sold with
 
@@ -40,7 +40,7 @@ def why_not(offer: Offer, resources: Resources) -> tuple[str, ...]:
     if resources.disk_size is not None and offer.disk_free_gib < resources.disk_size:
         reasons.append(f"has {_gib(offer.disk_free_gib)} GB of disk free, {resources.disk_size} asked")
     if resources.accelerator is not None:
-        reasons += _gpus(offer.gpus, resources.accelerator)
+        reasons += _accelerators(offer.gpus, offer.custom, resources.accelerator)
     if resources.max_hourly_cost is not None and (offer.price_per_hour or 0.0) > resources.max_hourly_cost:
         reasons.append(f"costs ${offer.price_per_hour:g} an hour, at most ${resources.max_hourly_cost:g} asked")
     return tuple(reasons)
@@ -85,7 +85,7 @@ def _cluster_reasons(record: ClusterRecord, wanted: Resources, num_nodes: int) -
     for node in record.nodes:
         found = [*_cpus(node.cpus, wanted.cpus), *_memory(node.memory_gib, node.cpus, wanted.memory)]
         if wanted.accelerator is not None:
-            found += _gpus(node.gpus, wanted.accelerator)
+            found += _accelerators(node.gpus, node.custom, wanted.accelerator)
         fitting += not found
         per_node.update(dict.fromkeys(f"node {node.rank} ({node.host}) {reason}" for reason in found))
     if fitting < num_nodes:
@@ -128,6 +128,20 @@ def _memory(found_gib: float, cpus: int, wanted: Amount | None) -> list[str]:
         return []
     plus = "+" if asked.at_least else ""
     return [f"has {_gib(found_gib)} GB of memory, {format_number(asked.value)}{plus} asked"]
+
+
+def custom_name(custom: Mapping[str, float], wanted: Accelerator) -> str | None:
+    """What the owner calls the resource that is asked for in the place of an accelerator; None when it is none of these."""
+    return next((name for name in custom if wanted.name and name.lower() == wanted.name.lower()), None)
+
+
+def _accelerators(gpus: Sequence[Gpu], custom: Mapping[str, float], wanted: Accelerator) -> list[str]:
+    name = custom_name(custom, wanted)
+    if name is None:
+        return _gpus(gpus, wanted)
+    if custom[name] >= wanted.count:
+        return []
+    return [f"has {format_number(custom[name])} x {name}, {format_number(wanted.count)} asked"]
 
 
 def _gpus(gpus: Sequence[Gpu], wanted: Accelerator) -> list[str]:

@@ -3,10 +3,11 @@
     lab:
       user: ubuntu                  # these are defaults for every host of the pool
       identity_file: ~/.ssh/lab
-      port: 22                      # ours, as are proxy_jump and price_per_hour
+      port: 22                      # ours, as are proxy_jump, price_per_hour and resources
       hosts:
         - 10.0.0.1                  # an IP, a DNS name, or an alias of ~/.ssh/config
         - {ip: 10.0.0.2, user: root, price_per_hour: 1.5}
+        - {ip: 10.0.0.3, resources: {license: 2}}      # whatever can be counted; a task asks by `accelerators: license`
 
 `password` is what SkyPilot gives to sudo on the host. skylib never becomes root, so it is accepted and forgotten: it is
 not kept, sent or shown. It is no SSH password.
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
 from skylib.errors import ConfigError, InvalidSpecError, PoolNotFound
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.infra import Infra
 from skylib.models.node import HostAddress
 from skylib.models.spec_errors import check_keys, kind_of, shown, spec_error, within
@@ -31,7 +34,9 @@ from skylib.paths import read_small
 
 __all__ = ["Pool", "PoolHost", "parse_pools", "pick_pools", "read_pool_bodies", "read_pools"]
 
-_DEFAULTS = ("user", "identity_file", "password", "port", "proxy_jump", "price_per_hour")
+_DEFAULTS = ("user", "identity_file", "password", "port", "proxy_jump", "price_per_hour", "resources")
+_RESOURCE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_TAKEN = frozenset({"cpu", "gpu", "memory", "object_store_memory"})
 _POOL_KEYS = (*_DEFAULTS, "hosts")
 _HOST_KEYS = ("ip", *_DEFAULTS)
 _SSH_PORT = 22
@@ -44,6 +49,7 @@ class PoolHost:
     name: str
     address: HostAddress
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +188,7 @@ def _host(entry: object, defaults: Mapping[str, object]) -> PoolHost:
     if entry.startswith("-") or "@" in entry or "/" in entry:
         raise spec_error(f"expected a host's IP, name or alias, got {shown(entry)}", hint="user and port have own keys")
     price = settings.pop("price_per_hour", None)
+    custom = settings.pop("resources", FrozenMap())
     address = HostAddress(kind="ssh", host=entry, **settings)  # type: ignore[arg-type]
     port = address.port if address.port not in (None, _SSH_PORT) else None
     bracketed = f"[{entry}]" if ":" in entry else entry
@@ -189,6 +196,7 @@ def _host(entry: object, defaults: Mapping[str, object]) -> PoolHost:
         name=entry if port is None else f"{bracketed}:{port}",
         address=address,
         price_per_hour=price,  # type: ignore[arg-type]
+        custom=custom,  # type: ignore[arg-type]
     )
 
 
@@ -204,6 +212,8 @@ def _settings(body: Mapping[str, object]) -> dict[str, object]:
                 found[key] = whole_number(value, least=1, most=65535)
             elif key == "price_per_hour":
                 found[key] = _price(value)
+            elif key == "resources":
+                found[key] = _resources(value)
             elif key == "password":
                 if isinstance(value, (Mapping, list)):
                     raise spec_error(f"expected text, got {kind_of(value)}")
@@ -225,6 +235,23 @@ def _identity_file(text: str) -> str:
     if not os.path.isabs(os.path.expanduser(text)):
         raise spec_error(f"expected an absolute path or one that begins with ~, got {shown(text)}")
     return text
+
+
+def _resources(value: object) -> FrozenMap[str, float]:
+    """Names that `accelerators` can ask for, each with a whole number."""
+    if not isinstance(value, Mapping):
+        raise spec_error(f"expected a map of names to counts, got {kind_of(value)}")
+    found: dict[str, float] = {}
+    for name, count in value.items():
+        with within(str(name)):
+            if not isinstance(name, str) or not _RESOURCE.fullmatch(name) or name.startswith("skylib_rank_"):
+                raise spec_error(f"expected a resource's name, got {shown(name)}", hint="letters, digits, '.', '_', '-'")
+            if name.lower() in _TAKEN:
+                raise spec_error(f"{name} is counted by itself")
+            if name.lower() in map(str.lower, found):
+                raise spec_error(f"{name} stands twice: capitals make no difference")
+            found[name] = float(whole_number(count, least=1))
+    return FrozenMap(found)
 
 
 def _price(value: object) -> float:

@@ -138,6 +138,7 @@ def _offer(pool: Pool, host: PoolHost, want: Resources, context: ProviderContext
         disk_free_gib=facts.disk_free_gib,
         gpus=facts.gpus,
         price_per_hour=host.price_per_hour,
+        custom=host.custom,
     )
     reasons = why_not_any(offer, want)
     if reasons:

@@ -132,4 +132,5 @@ def _plan(node: NodeRecord) -> NodePlan:
         runtime_digest=node.runtime_digest,
         address=node.address,
         price_per_hour=node.price_per_hour,
+        custom=node.custom,
     )

@@ -148,6 +148,7 @@ def _plan_nodes(site: Site, environments: Sequence[Environment]) -> list[NodePla
             runtime_digest=environment.digest,
             address=_told(member),
             price_per_hour=member.price_per_hour,
+            custom=member.custom,
         )
         for member, environment in zip(site.members, environments, strict=True)
     ]
@@ -227,7 +228,7 @@ def _ray_command(site: Site, nodes: Sequence[NodePlan], member: Member, ports: H
         ip=node.ip,
         cpus=node.cpus,
         gpus=len(node.gpus),
-        resources=dict(Counter(accelerator_name(gpu.name, gpu.memory_gib) for gpu in node.gpus)),
+        resources={**Counter(accelerator_name(gpu.name, gpu.memory_gib) for gpu in node.gpus), **node.custom},
         layout=node.layout,
         ports=NodePorts.for_rank(slot, _port_base(site, member), nodes_on_machine=slots),
         seal=seal,
@@ -252,6 +253,7 @@ def _record(member: Member, node: NodePlan, ready: dict[str, Any]) -> NodeRecord
         memory_gib=node.memory_gib,
         gpus=member.gpus,
         price_per_hour=member.price_per_hour,
+        custom=member.custom,
         runtime_digest=node.runtime_digest,
         ray_node_id=str(seen.get(member.rank, {}).get("node_id", "")),
     )

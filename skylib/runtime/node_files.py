@@ -14,6 +14,7 @@ from skylib.agent.protocol import PROTOCOL
 from skylib.catalog.accelerators import accelerator_name
 from skylib.errors import BringUpError
 from skylib.models.cluster import AutostopRecord
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.mark import ClusterMark, MarkMember
 from skylib.models.node import Gpu, HostAddress
 from skylib.runtime.layout import NodeLayout
@@ -137,6 +138,7 @@ class NodePlan:
     runtime_digest: str = ""
     address: HostAddress | None = None
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
 
 
 def agent_config(
@@ -184,6 +186,7 @@ def agent_config(
                 "cpus": each.cpus,
                 "memory_gib": each.memory_gib,
                 "gpus": [{**attrs.asdict(gpu), "name": accelerator_name(gpu.name, gpu.memory_gib)} for gpu in each.gpus],
+                "custom": dict(each.custom),
             }
             for each in nodes
         ],
@@ -244,6 +247,7 @@ def _mark_member(node: NodePlan) -> MarkMember:
         memory_gib=node.memory_gib,
         gpus=node.gpus,
         price_per_hour=node.price_per_hour,
+        custom=node.custom,
         runtime_digest=node.runtime_digest,
     )
 

@@ -8,6 +8,7 @@ import attrs
 
 from skylib.events import EventSink
 from skylib.models.cluster import AutostopRecord
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.node import Gpu, HostAddress, NodeFacts
 from skylib.runtime.agent_client import AgentClient
 from skylib.runtime.environment import Environment
@@ -34,6 +35,7 @@ class Member:
     memory_gib: float
     gpus: tuple[Gpu, ...] = ()
     price_per_hour: float | None = None
+    custom: FrozenMap[str, float] = attrs.field(factory=FrozenMap)
 
 
 @attrs.frozen(kw_only=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 
 from skylib.agent.protocol import OWN_KEY
-from skylib.jobs.submit import demand_of, job_spec, setup_hash
+from skylib.errors import InvalidSpecError
+from skylib.jobs.submit import demand_of, job_spec, key_for, setup_hash
 from skylib.models.cluster import ClusterRecord, ClusterStatus, NodeRecord
+from skylib.models.frozen_map import FrozenMap
 from skylib.models.node import Gpu, HostAddress
 from skylib.models.resources import Resources
 from skylib.models.task import Task
@@ -49,6 +52,26 @@ def test_devices_go_by_the_clusters_own_name_for_them():
     wanted = {"CPU": 0.5, "GPU": 1.0, "accelerators": {"A100-80GB": 1.0}}
     assert demand_of(Resources(accelerators="80GB+"), CLUSTER) == wanted
     assert demand_of(Resources(accelerators="a100-80gb"), CLUSTER) == wanted
+
+
+def test_a_custom_resource_is_asked_for_as_an_accelerator():
+    """By the name that the host's owner gave it; no GPU is reserved with it."""
+    cluster = attrs.evolve(CLUSTER, nodes=(attrs.evolve(NODE, custom=FrozenMap({"FPGA": 4.0})),))
+    assert demand_of(Resources(accelerators="fpga:2"), cluster) == {"CPU": 0.5, "custom": {"FPGA": 2.0}}
+
+
+def test_a_jobs_timeout_and_retries_reach_the_agent():
+    """timeout_s is the task's own; retries are asked for in SkyPilot's words."""
+    recovery = {"max_restarts_on_errors": 2, "recover_on_exit_codes": [33, 34]}
+    spec = job_spec(Task(run="x", timeout_s=5, resources={"job_recovery": recovery}), CLUSTER, user="me")
+    assert (spec["timeout_s"], spec["max_retries"], spec["retry_exit_codes"]) == (5.0, 2, [33, 34])
+
+
+@pytest.mark.parametrize("key", ["", "~mine", 7, "x" * 1001, b"k"])
+def test_what_cannot_be_a_key(key):
+    """It is refused before anything is asked."""
+    with pytest.raises(InvalidSpecError, match="a key is text of 1 to 1000 characters"):
+        key_for(key)
 
 
 def test_the_candidate_that_the_cluster_has_is_what_is_reserved():

@@ -26,6 +26,7 @@ MEMBER = {
     "memory_gib": 31.5,
     "gpus": [{"index": 0, "name": "A100", "memory_gib": 40.0, "uuid": "GPU-1"}],
     "price_per_hour": 1.5,
+    "custom": {"license": 2.0},
     "runtime_digest": "ab",
 }
 MARK: dict[str, Any] = {

@@ -30,6 +30,8 @@ def offer(**fields: object) -> Offer:
         ({}, {"cpus": 0.5}, ()),
         ({}, {"cpus": "4+"}, ("has 2 CPUs, 4+ asked",)),
         ({"cpus": 1}, {"cpus": 4}, ("has 1 CPU, 4 asked",)),
+        ({"custom": {"FPGA": 2.0}}, {"accelerators": "fpga:2"}, ()),
+        ({"custom": {"FPGA": 2.0}}, {"accelerators": "FPGA:3"}, ("has 2 x FPGA, 3 asked",)),
         ({}, {"memory": "8"}, ()),
         ({}, {"memory": "16+"}, ("has 7.6 GB of memory, 16+ asked",)),
         ({}, {"memory": "4x"}, ()),

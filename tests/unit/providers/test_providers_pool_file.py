@@ -68,6 +68,31 @@ def test_pool_values_are_defaults_of_its_hosts() -> None:
     assert [(pool.infra, pool.line) for pool in pools.values()] == [("ssh/lab", 1), ("ssh/spare", 16)]
 
 
+def test_countable_resources_of_a_host() -> None:
+    """A host has those that it names, else its pool's."""
+    text = "a:\n  resources: {license: 1}\n  hosts: [h, {ip: i, resources: {FPGA: 4, disk.fast: 2}}, {ip: j, resources: {}}]"
+    hosts = parse_pools(text, file="pools.yaml")["a"].hosts
+    assert [host.custom for host in hosts] == [{"license": 1.0}, {"FPGA": 4.0, "disk.fast": 2.0}, {}]
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ("[license]", "expected a map of names to counts"),
+        ("{license: 0}", "license"),
+        ("{license: 1.5}", "license"),
+        ("{GPU: 2}", "GPU is counted by itself"),
+        ("{a: 1, A: 1}", "A stands twice"),
+        ("{'two words': 1}", "expected a resource's name"),
+        ("{skylib_rank_0: 1}", "expected a resource's name"),
+    ],
+)
+def test_countable_resources_that_cannot_be_meant(resources: str, message: str) -> None:
+    """They are refused with what is wrong."""
+    with pytest.raises(ConfigError, match=message):
+        parse_pools(f"a:\n  hosts: [{{ip: h, resources: {resources}}}]", file="pools.yaml")
+
+
 def test_the_sudo_password_is_kept_nowhere() -> None:
     """`password` is accepted, for SkyPilot's files have it, and is in nothing that comes of the file."""
     assert "sudo, please" not in repr(parse_pools(FULL, file="pools.yaml"))
