@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Set, Tuple
 
@@ -42,6 +43,7 @@ class Collector:
         self._wake: Dict[int, asyncio.Event] = {}
         self._logs: Dict[str, MergedLog] = {}
         self._announcing: Set[asyncio.Task[None]] = set()
+        self._moved: Dict[str, float] = {}
         self._writers = ThreadPoolExecutor(max_workers=4)
         self.on_bytes: Callable[[str], None] = lambda task_id: None
 
@@ -50,10 +52,15 @@ class Collector:
         if task_id not in self._logs:
             self._logs[task_id] = MergedLog(os.path.join(self._config.logs, log_dir))
 
+    def moved_at(self, task_id: str) -> float:
+        """When the job's log has grown last, by the monotonic clock."""
+        return self._moved.get(task_id, 0.0)
+
     def close(self, task_id: str) -> None:
         for watched in self._watched.values():
             for key in [key for key in watched if key[0] == task_id]:
                 del watched[key]
+        self._moved.pop(task_id, None)
         log = self._logs.pop(task_id, None)
         if log is not None:
             log.close()
@@ -147,7 +154,8 @@ class Collector:
             else:
                 await asyncio.get_event_loop().run_in_executor(self._writers, write)
         finally:
-            for task_id in {key[0] for _, key, _ in work}:
+            for task_id in {key[0] for _, key, _ in work} & set(self._logs):
+                self._moved[task_id] = time.monotonic()
                 self.on_bytes(task_id)
         done = [(to_key(key), record) for key, record in ends]
         for key, record in done:

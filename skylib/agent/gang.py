@@ -21,6 +21,7 @@ Killed = Dict[str, Any]  # "ended", "survivors": pids; "nodes_unreached": hosts
 _GRACE_S = 1.0
 _SETUP_WAIT_S = 30.0
 _REPORT_S = 5.0
+_LAST_WORDS_S = 60.0
 _KILLED = 137
 
 
@@ -169,13 +170,17 @@ class Gang:
             self._unreached.append(self._hosts[ranks[0]])
 
     async def settle(self) -> None:
-        """Waits a little for the last words of ranks that were ended."""
-        until = time.monotonic() + _REPORT_S
-        while self._left and time.monotonic() < until:
+        """Waits a little for the last words of ranks that were ended, and for as long as they still come in."""
+        began = time.monotonic()
+        while self._left:
+            now = time.monotonic()
+            still = max(began, self._collector.moved_at(self.task_id))
+            if now - still > _REPORT_S or now - began > _LAST_WORDS_S:
+                return
             reachable = set(self._ranks.alive())
             if not any(self.nodes[rank] in reachable for rank in self._left):
                 return
-            await self._wait(min(0.2, max(until - time.monotonic(), 0.01)))
+            await self._wait(0.2)
 
     async def kill_all(self, *, final: bool = False) -> Killed:
         """Ends the job's whole process tree on all its nodes. final: for good, see Order."""

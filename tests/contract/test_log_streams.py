@@ -373,3 +373,20 @@ def test_a_flood_of_one_job_keeps_no_other_waiting(site: Site) -> None:
         site.go()
     assert found == ["1", "2", "3", "4", "5"]
     site.plain.call("cancel", job_ids=[flood])
+
+
+def test_what_a_gang_printed_before_one_of_it_failed_is_all_there(site: Site) -> None:
+    """Rank 1 fails when rank 0 has printed far more than was collected by then: the log has all that rank 0 had written."""
+    flood = "head -c 60000000 /dev/zero | tr '\\0' x | fold -w 999; touch ../printed; sleep 100"
+    last = "until [ -e ../../n0/printed ]; do sleep 0.01; done; exit 3"
+    job_id = site.submit(f'if [ "$SKYPILOT_NODE_RANK" = 0 ]; then {flood}; else {last}; fi', num_nodes=2)
+    assert sum(len(line.raw) for line in site.stream(job_id)) == 60_000_000
+    assert site.plain.done(job_id)["status"] == "FAILED"
+
+
+def test_what_a_job_printed_before_it_was_cancelled_is_all_there(site: Site) -> None:
+    """A cancel ends its processes at once and its log when all of it has come in."""
+    job_id = site.submit("head -c 60000000 /dev/zero | tr '\\0' x | fold -w 999; touch ../printed; sleep 100")
+    until(lambda: any(Path(config.root, "printed").exists() for config in site.agent.configs), timeout_s=60)
+    site.plain.call("cancel", job_ids=[job_id])
+    assert sum(len(line.raw) for line in site.stream(job_id)) == 60_000_000
