@@ -10,6 +10,7 @@ import json
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -181,10 +182,12 @@ class Site:
 
     def keep_users_rays(self) -> None:
         """Starts each user's Ray that is not there, with its tasks."""
-        for ray in self.rays:
-            if ray.answers() and any("tasks.py" in line for _, line in ray.host.processes("sky")):
-                continue
-            ray.end_all()
-            ray.start()
-            ray.run_tasks("all")
+        gone = [ray for ray in self.rays if not ray.runs_tasks()]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_begin, gone))
 
+
+def _begin(ray: UserRay) -> None:
+    ray.end_all()
+    ray.start()
+    ray.run_tasks("all")

@@ -139,6 +139,10 @@ class UserRay:
         self.host.sh(f"setsid nohup {line} >/tmp/tasks.log 2>&1 </dev/null &")
         eventually(lambda: self.ticks(name) > 0, within_s=60, what="the first task of the user's Ray")
 
+    def runs_tasks(self) -> bool:
+        """Whether it is there, and its tasks are under way."""
+        return self.answers() and any("tasks.py" in line for _, line in self.host.processes("sky"))
+
     def ticks(self, name: str) -> int:
         """How many of its tasks have ended."""
         return int(self.host.sh(f"wc -l <~/ticks-{name} 2>/dev/null || echo 0").stdout)
