@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,14 +25,17 @@ QUEUE_LIMIT_S = 0.05
 
 def seconds_to_line(argv: list[str], wanted: bytes) -> float:
     """Seconds until a program of this machine has printed this line; its end is waited for."""
-    started, seconds = time.perf_counter(), None
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as done:
-        assert done.stdout is not None
-        for line in done.stdout:
-            if seconds is None and line.strip() == wanted:
-                seconds = time.perf_counter() - started
-    assert done.returncode == 0
-    assert seconds is not None
+    started, seconds, printed = time.perf_counter(), None, []
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as done:
+            assert done.stdout is not None
+            for line in done.stdout:
+                printed.append(line)
+                if seconds is None and line.strip() == wanted:
+                    seconds = time.perf_counter() - started
+        errors.seek(0)
+        assert done.returncode == 0, b"".join([*printed, errors.read()]).decode(errors="replace")
+    assert seconds is not None, printed
     return seconds
 
 
