@@ -34,7 +34,6 @@ __all__ = ["Engine", "Refused"]
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
-_CLEAR_S = 120.0
 _BOOT_KEY = "boot"
 
 
@@ -65,7 +64,6 @@ class Engine(Listeners):
         self.end_cause = ""  # why jobs end with the cluster, where nobody cancelled them
         self._queue: Dict[int, None] = {}
         self._runners: Dict[int, Runner] = {}
-        self._clearing: Dict[int, None] = {}
         self._tasks: Set[asyncio.Task[None]] = set()
         self._secrets = SecretFiles(config.secrets)
         self._by_task: Dict[str, int] = {}
@@ -122,26 +120,11 @@ class Engine(Listeners):
         return End(job, "FAILED_DRIVER", cause, job.exit_codes, job.signals, {**first, "last_lines": []})
 
     async def _clear_away(self, job: Job) -> None:
-        """Ends what a job that a reboot of the head has ended may have left on other nodes; its place is kept meanwhile."""
-        nodes = [self.config.nodes[rank.node] for rank in job.placement if rank.node]
-        if not job.phase or not nodes:
-            return
-        self._clearing[job.job_id] = None
-        changed = self.listen(0)
-        try:
-            until = time.monotonic() + _CLEAR_S
-            while time.monotonic() < until and not {node.rank for node in nodes} <= set(self.ranks.alive()):
-                changed.clear()
-                try:
-                    await asyncio.wait_for(changed.wait(), 1.0)
-                except asyncio.TimeoutError:
-                    continue
+        """Ends what a job that a reboot of the head has ended may have left on other nodes, as soon as they are there."""
+        nodes = [self.config.nodes[rank.node] for rank in job.placement]
+        if job.phase:
             gang = Gang(self.ranks, self.orders, self.collector, job.task_id, job.phase, nodes, range(len(nodes)))
             await gang.kill_all(final=True)
-        finally:
-            self.unlisten(0, changed)
-            self._clearing.pop(job.job_id, None)
-        self.schedule()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -269,8 +252,7 @@ class Engine(Listeners):
     # --- scheduling
 
     def _held(self) -> List[Tuple[Demand, Placement]]:
-        busy = (*self._runners, *self._clearing)
-        return [(self.jobs[job_id].demand, self.jobs[job_id].placement) for job_id in busy]
+        return [(self.jobs[job_id].demand, self.jobs[job_id].placement) for job_id in self._runners]
 
     def _cluster(self) -> Cluster:
         return Cluster(self.config.nodes, self.ranks.alive(), self._held())

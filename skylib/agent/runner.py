@@ -180,6 +180,9 @@ class Runner:
             return False
         _log.info("job %d: %s; trying again after attempt %d", job.job_id, outcome.cause, job.attempt)
         self._killed = await gang.kill_all()  # what it left in the background would be in the next one's way
+        if any(order.task_id == job.task_id for order in self._engine.orders.waiting):
+            self._end_run(outcome)  # an order that is still to be carried out would end the next attempt
+            return False
         job.attempt, job.launched, job.phase = job.attempt + 1, False, run_phase(job.attempt + 1)
         self._engine.change(job, phase=job.phase, launched=0, details=job.details())
         try:

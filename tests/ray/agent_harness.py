@@ -62,6 +62,7 @@ class NodeFolders:
     base: Path
     count: int = 2
     gpus: Mapping[int, list[str]] = field(default_factory=dict)
+    custom: Mapping[int, dict[str, float]] = field(default_factory=dict)
     cpus: float = 4
     ip: str = "127.0.0.1"
     ray_port: int = 1
@@ -112,6 +113,7 @@ class NodeFolders:
             "cpus": self.cpus,
             "memory_gib": 8.0,
             "gpus": [{"index": index, "name": name, "memory_gib": 80.0, "uuid": ""} for index, name in enumerate(models)],
+            "custom": self.custom.get(rank, {}),
         }
 
 
