@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import skylib
 from skylib.errors import JobFailed
-from tests.lab import Lab, first_lines, texts
+from tests.control_groups import control_group
+from tests.lab import Lab, first_lines, make_lab, texts
+from tests.testbed import Host
 
 # What a process begins with, one fact a line; variables in order.
 _BEGINNING = """
@@ -35,9 +40,7 @@ def test_a_job_begins_as_a_login_of_its_account_does(shared: Lab):
     job = shared.client.exec(shared.task(f"{{ {_BEGINNING}\n}}"), "shared")
     printed = texts(list(job.logs()))
     job.wait()
-    (login, *_) = shared.client.cluster("shared").run(
-        f"bash -lic '{_BEGINNING.replace(chr(39), chr(39) + chr(92) + chr(39) * 2)}'"
-    )
+    (login, *_) = shared.client.cluster("shared").run(f"bash -lic {shlex.quote(_BEGINNING)}")
     expected = [*login.stdout.decode().splitlines(), "env PYTHONUNBUFFERED=1"]
     assert _beginning(printed) == _beginning(expected)
 
@@ -156,3 +159,29 @@ def test_a_rank_that_cannot_be_started_for_want_of_room_says_so(shared: Lab):
     assert (record.status, record.first_cause.rank) == (skylib.JobStatus.FAILED, 1)
     assert record.first_cause.reason == "disk_full"
     assert "the disk of its node is full" in record.cause
+
+
+@pytest.mark.parametrize("counted", ["by the group", "by the machine"])
+def test_a_rank_that_takes_all_memory_is_named(
+    make_warm_host: Callable[..., Host], wheels: Path, tmp_path: Path, counted: str
+):
+    """The kernel ends what the rank began: the cause is memory, whether the shell was killed or says so."""
+    host = make_warm_host()
+    with control_group(host, "cgroup -o memory", "memory") as group:
+        if counted == "by the machine":
+            host.sh("umount /sys/fs/cgroup/memory", user="root", check=True)
+        lab = make_lab(tmp_path / "sky", [host], wheels=wheels)
+        lab.client.launch(lab.task("true"), "c").wait()
+        limit = int(group.joinpath("memory.usage_in_bytes").read_text()) + (500 << 20)
+        group.joinpath("memory.limit_in_bytes").write_text(str(limit))
+        take = 'python3 -c "x = bytearray(2000 << 20)"'
+        for run, number in ((f"{take}; exit", None), (f"exec {take}", 9)):
+            with pytest.raises(JobFailed, match="ran out of memory") as caught:
+                lab.client.exec(run, "c").wait(timeout_s=60)
+            cause = caught.value.first_cause
+            assert (cause.rank, cause.exit_code, cause.signal, cause.reason) == (0, 137, number, "oom")
+        if counted == "by the group":
+            record = lab.client.exec("sleep 60 & kill -9 $$", "c").wait(timeout_s=60, check=False)
+            assert record.first_cause is not None
+            assert record.first_cause.reason == "signal"
+        lab.client.down("c")
