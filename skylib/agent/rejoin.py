@@ -15,7 +15,8 @@ __all__ = ["Rejoin"]
 _log = logging.getLogger(__name__)
 _GRACE_S = 1.0
 _ASK_S = 20.0
-_AGAIN_S = 5.0
+_LOOKS = 2
+_PAUSES_S = (0.0, 5.0, 5.0, 10.0, 20.0, 40.0)
 
 
 class _Engine(Protocol):
@@ -81,18 +82,20 @@ class Rejoin:
 
     async def _end_leftovers(self, rank: int) -> None:
         """What still runs there of jobs that have ended. Looked for twice: a start may have been under way."""
-        for pause_s in (0.0, _AGAIN_S):
+        looks = 0
+        for pause_s in _PAUSES_S:
             await asyncio.sleep(pause_s)
-            if self._hold_off():
+            if self._hold_off() or looks == _LOOKS:
                 return
             try:
                 names = await self._engine.ranks.call(rank, "running", timeout_s=_ASK_S)
                 for task_id in self._ended(names):
                     ended = await self._engine.ranks.call(rank, "kill", task_id, "run", None, _GRACE_S, timeout_s=_ASK_S)
                     _log.info("ended on node %d what was left of %s: %s", rank, task_id, ended)
-            except (RankError, asyncio.TimeoutError) as exc:
-                _log.warning("node %d cannot be asked for what is left there: %s", rank, exc)
-                return
+                looks += 1
+            except (RankError, asyncio.TimeoutError) as exc:  # its actor is still on its way
+                why = str(exc).partition("\n")[0] or repr(exc)
+                _log.info("node %d cannot be asked for what is left there: %s", rank, why)
 
     def _ended(self, names: Iterable[str]) -> List[str]:
         over = {job.task_id for job in self._engine.jobs.values() if job.is_terminal}

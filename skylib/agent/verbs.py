@@ -20,6 +20,7 @@ from .streams import LogVerbs
 
 __all__ = ["HeadVerbs", "Keeper", "only_reading", "worker_verbs"]
 
+_AGAIN_S = 0.1
 _READING = frozenset({"info", "queue", "job", "wait", "logs", "log_files"})
 
 
@@ -96,15 +97,17 @@ class HeadVerbs:
             while True:
                 good = set(ranks.alive()) & set(ranks.standing)
                 missing = [node.rank for node in config.nodes if node.rank not in good]
-                if ranks.up and not missing:
+                silent = await self._silent(until - time.monotonic()) if ranks.up and not missing else []
+                if ranks.up and not missing and not silent:
                     break
+                missing += silent
                 left = until - time.monotonic()
                 if left <= 0:
                     detail = ranks.detail or ("Ray answers" if ranks.up else "Ray does not answer")
                     seen = f"{detail}; alive: {ranks.alive()}, standing actors: {sorted(ranks.standing)}"
                     raise Refused("not_ready", "not all nodes are ready", missing_ranks=missing, detail=seen)
                 changed.clear()
-                await _wait(changed, left)
+                await _wait(changed, min(left, _AGAIN_S) if silent else left)
         finally:
             self._engine.unlisten(0, changed)
         stood = time.monotonic()
@@ -116,6 +119,20 @@ class HeadVerbs:
             "gcs_address": f"{config.head_ip}:{config.ray_port}",
             "seconds": round(stood - began, 3),
         }
+
+    async def _silent(self, left_s: float) -> List[int]:
+        """Nodes whose standing actor does not answer now: Ray hears of a node's end some seconds late."""
+        config, ranks = self._engine.config, self._engine.ranks
+
+        async def answers(rank: int) -> bool:
+            try:
+                await ranks.call(rank, "hello", timeout_s=max(left_s, 0.1))
+                return True
+            except (RankError, asyncio.TimeoutError):
+                return False
+
+        found = await asyncio.gather(*(answers(node.rank) for node in config.nodes))
+        return [node.rank for node, there in zip(config.nodes, found) if not there]
 
     async def _doors(self) -> List[Dict[str, Any]]:
         try:

@@ -103,8 +103,8 @@ def _heal(
             return tuple(actions), outcome.error
         if outcome.get():
             actions.append(f"started the agent on {outcome.item.host}")
-    if problem is None:
-        return tuple(actions), None
+    if problem is None and not actions:
+        return (), None
     missing = _missing(session, record, problem)
     problem = _wait_healed(session, record, events)
     if problem is None:
@@ -112,7 +112,7 @@ def _heal(
     return tuple(actions), problem
 
 
-def _missing(session: Session, record: ClusterRecord, problem: AgentError) -> set[int]:
+def _missing(session: Session, record: ClusterRecord, problem: AgentError | None) -> set[int]:
     """Ranks that Ray does not have just now, as far as the agent knows."""
     ranks = getattr(problem, "missing_ranks", None)
     if ranks is None:
