@@ -1,4 +1,6 @@
-"""What clusters a machine's account serves: one short look that changes nothing there, and the pure reading of its answer.
+"""What clusters a machine's account serves: one short look, and the pure reading of its answer.
+
+It changes nothing there, but that what a cluster which gave itself up left behind goes when its time is over (expiry.py).
 
 The answer is lines of "key<TAB>value" between "skylib-look 1" and "end"; a line that begins with "|" is one of the file
 that was named last. What a login shell prints around it is skipped.
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from skylib.errors import FactError
+from skylib.facts.expiry import EXPIRE
 from skylib.models.frozen_map import FrozenMap
 from skylib.models.mark import MAX_MARK_BYTES, ClusterMark, read_mark
 from skylib.transport.base import Transport
@@ -59,7 +62,7 @@ main() {
     export LC_ALL PATH
     kind=$1 limit=$3
     echo 'skylib-look 1'
-    account; [ "$kind" = local ] || root "$home"
+    account; [ "$kind" = local ] || expire "$home" "$2"; [ "$kind" = local ] || root "$home"
     temps "$2"; running
     echo end
 }
@@ -108,7 +111,7 @@ class Look:
 def look_at(transport: Transport, *, local: bool, temp_dir: str, timeout_s: float = 30.0) -> Look:
     """Ask one machine. Raises FactError when the answer is no such, and what Transport.run raises."""
     command = Command.of("/bin/sh", "-s", "--", "local" if local else "ssh", temp_dir, str(MAX_MARK_BYTES + 1))
-    done = transport.run(command, stdin=_SCRIPT.encode(), timeout_s=timeout_s)
+    done = transport.run(command, stdin=f"{EXPIRE}{_SCRIPT}".encode(), timeout_s=timeout_s)
     try:
         return parse_look(done.stdout)
     except FactError as error:

@@ -1,4 +1,6 @@
-"""The probe's text: POSIX sh for any node, with or without Python. It changes nothing there.
+"""The probe's text: POSIX sh for any node, with or without Python.
+
+It changes nothing there, but that what a cluster which gave itself up left behind goes when its time is over (expiry.py).
 
 It is read from stdin whole before it begins (one function, called in the last line), so a cut connection runs no half.
 Its answer is read by `facts.hardware.parse_probe`; PROBE_VERSION is raised when the answer's form changes.
@@ -6,11 +8,13 @@ Its answer is read by `facts.hardware.parse_probe`; PROBE_VERSION is raised when
 
 from __future__ import annotations
 
+from skylib.facts.expiry import EXPIRE
+
 __all__ = ["PROBE_SCRIPT", "PROBE_VERSION"]
 
 PROBE_VERSION = 1
 
-PROBE_SCRIPT = r"""# One answer: lines of "key<TAB>value" between "skylib-probe 1" and "end".
+_SCRIPT = r"""# One answer: lines of "key<TAB>value" between "skylib-probe 1" and "end".
 # $1: the directory that holds our files (default: the account's home). $2: Ray's temp dir (default: the usual one).
 say() { printf '%s\t%s\n' "$1" "$2"; }
 say_file() { while IFS= read -r l || [ -n "$l" ]; do printf '%s\t%s\n' "$1" "$l"; done <"$2" 2>/dev/null; }
@@ -187,9 +191,11 @@ main() {
     LC_ALL=C PATH=$PATH:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
     export LC_ALL PATH
     echo 'skylib-probe 1'
-    identity "$1"; libc; limits; disk; gpus; pythons; network; claims "$2"; boot
+    identity "$1"; expire "$root" "${2:-/tmp/ray_skypilot}"; libc; limits; disk; gpus; pythons; network; claims "$2"; boot
     say clock "$(date +%s.%N)"
     echo end
 }
 main "$@" </dev/null 2>/dev/null
 """
+
+PROBE_SCRIPT = EXPIRE + _SCRIPT

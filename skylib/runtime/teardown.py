@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from skylib.errors import SkyError, TransportError
+from skylib.facts.expiry import LEFT_IN_SKY
 from skylib.models.cluster import NodeRecord
 from skylib.models.receipts import NodeReceipt
 from skylib.runtime.layout import NodeLayout
@@ -125,27 +126,5 @@ def release_node(transport: Transport, node: NodeRecord, *, cluster_id: str) -> 
 
 
 def _account_paths(layout: NodeLayout) -> list[str]:
-    names = (
-        "agent.lock",
-        "agent.log",
-        "agent.sock",
-        "file_mounts",
-        "incoming",
-        "jobs",
-        "jobs.db",
-        "jobs.db-shm",
-        "jobs.db-wal",
-        "python_path",
-        "ray_kept.json",
-        "ray_path",
-        "ray_port.json",
-        "ray_start.log",
-        "secrets",
-        "setup_done",
-        "stopped.json",
-        "tls",
-        "agent",
-        "agent.json",
-        "cluster.json",  # last: the account is held until all the rest is gone
-    )
-    return [layout.workdir, layout.job_logs, *[f"{layout.sky}/{name}" for name in names]]
+    """In the order in which they go: the mark, which holds the account, last."""
+    return [layout.workdir, layout.job_logs, *[f"{layout.sky}/{name}" for name in LEFT_IN_SKY]]
