@@ -108,7 +108,15 @@ cluster_records = st.builds(
     ray_port=st.integers(0, 65535),
     dashboard_port=st.integers(0, 65535),
     ray_version=_text,
-    autostop=st.none() | st.builds(AutostopRecord, idle_minutes=st.integers(-1, 10**6), down=st.booleans()),
+    autostop=st.none() | st.builds(
+        AutostopRecord,
+        idle_minutes=st.integers(-1, 10**6),
+        down=st.booleans(),
+        wait_for=st.sampled_from(["jobs_and_ssh", "jobs", "none"]),
+        hook=st.none() | _text,
+        hook_timeout_s=st.none() | st.floats(1, 1e6),
+    ),
+    lease_s=st.none() | st.floats(10, 1e9),
     owner=_text,
     last_use=_text,
 )

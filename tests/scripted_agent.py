@@ -187,6 +187,12 @@ class ScriptedAgent:
         self._keep({**self._kept(), "autostop": setting})
         return {}
 
+    def _lease(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
+        return {"lease_s": args["lease_s"], "lease_left_s": args["lease_s"]}
+
+    def _ping(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
+        return {}
+
     # What it does by itself.
 
     def idle(self) -> None:

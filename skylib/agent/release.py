@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol
+from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Set
 
 from .autostop import Autostop
 from .config import AgentConfig
@@ -71,6 +71,8 @@ class HeadRelease:
         self._began = time.monotonic()
         self._asked_at = self._spread_at = float("-inf")
         self._spread_lease_s: Optional[float] = None
+        self._spreading: Optional[asyncio.Task[None]] = None
+        self._told: Set[int] = set()
 
     async def run(self) -> None:
         """For good, or until the cluster has ended. First what an agent before this one had begun."""
@@ -105,7 +107,7 @@ class HeadRelease:
         if due == 0 and self._idleness.setting is not None:
             await self._end("autostop", self._idleness.setting)
             return True
-        await self._keep_lease(lease.lease_s)
+        self._keep_lease(lease.lease_s)
         return False
 
     def _wait_for_a_launch(self) -> None:
@@ -116,28 +118,31 @@ class HeadRelease:
         if self._stood or time.monotonic() - self._began < _START_GRACE_S:
             self._idleness.touch()
 
-    async def _keep_lease(self, lease_s: Optional[float]) -> None:
+    def _keep_lease(self, lease_s: Optional[float]) -> None:
         now = time.monotonic()
         if lease_s is not None and now - self._asked_at >= pause_s(lease_s):
             self._asked_at = now
             self._ask()
-        due = lease_s is not None and now - self._spread_at >= spread_every_s(lease_s)
-        if (due or lease_s != self._spread_lease_s) and self._engine.ranks.up:
+        others = set(self._engine.ranks.alive()) - {self._config.rank}
+        due = lease_s is not None and (now - self._spread_at >= spread_every_s(lease_s) or not others <= self._told)
+        idle = self._spreading is None or self._spreading.done()
+        if (due or lease_s != self._spread_lease_s) and idle and self._engine.ranks.up:
             self._spread_at, self._spread_lease_s = now, lease_s
-            await self.spread()
+            self._spreading = asyncio.ensure_future(self._spread(others))
         try:
             self._lease.save()
         except OSError as exc:
             _log.warning("the lease cannot be written down: %s", exc)
 
-    async def spread(self) -> None:
+    async def _spread(self, others: Set[int]) -> None:
         """The workers that can be reached are told how it stands; each ends itself if it hears nothing more."""
         lease_s, left_s = self._lease.lease_s, self._lease.left_s
-        others = [rank for rank in self._engine.ranks.alive() if rank != self._config.rank]
+        self._told &= others  # one that comes back is told at once
 
         async def tell(rank: int) -> None:
             try:
                 await self._engine.ranks.call(rank, "lease", lease_s, left_s or 0.0, timeout_s=_SPREAD_WAIT_S)
+                self._told.add(rank)
             except (RankError, asyncio.TimeoutError) as exc:
                 _log.debug("node %d was not told of the lease: %s", rank, exc)
 
@@ -168,12 +173,26 @@ class HeadRelease:
             if setting.get("hook"):
                 event, timeout_s = "down" if record["down"] else "stop", float(setting.get("hook_timeout_s") or 3600.0)
                 said["hook"] = await run_hook(self._config, event, setting["hook"], timeout_s)
+            if record["down"]:
+                await self._note(record)
             await self._ender.stop_all(cause=cause, within_s=_LEASE_CANCEL_S if record["reason"] == "lease" else None)
         except BaseException:
             self._engine.stopping = False  # it is tried again
             raise
         _complete(self._stopped, said)
         self._ender.leave()
+
+    async def _note(self, record: Mapping[str, Any]) -> None:
+        """Each node knows that it was given back: what is left on it goes when its time is over, whoever comes by."""
+        others = [rank for rank in self._engine.ranks.alive() if rank != self._config.rank]
+
+        async def tell(rank: int) -> None:
+            try:
+                await self._engine.ranks.call(rank, "note_end", {**record, "stopping": False}, timeout_s=_SPREAD_WAIT_S)
+            except (RankError, asyncio.TimeoutError) as exc:
+                _log.warning("node %d was not told that it is given back: %s", rank, exc)
+
+        await asyncio.gather(*(tell(rank) for rank in others))
 
 
 def _cause(record: Mapping[str, Any]) -> str:

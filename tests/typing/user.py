@@ -35,7 +35,7 @@ def launch_and_watch(client: Client, task: Task) -> JobRecord:
     plan = client.plan(task, "train")
     assert_type(plan, Plan)
     assert_type(plan.price_per_hour, float | None)
-    job = client.launch(plan, fast=True, idle_minutes_to_autostop=10, down=True, key="once", timeout_s=60)
+    job = client.launch(plan, fast=True, idle_minutes_to_autostop=10, down=True, key="once", timeout_s=60, lease="2h")
     assert_type(job, Job)
     assert_type(job.id, int)
     for line in job.logs(follow=True):
@@ -73,7 +73,7 @@ def verbs(client: Client) -> None:
     assert_type(client.discover("ssh/lab"), list[skylib.Discovered])
     assert_type([len(found.job_ids) for found in client.discover(["10.0.0.1"])], list[int])
     assert_type(client.adopt("train", cluster_id="1", hosts=["10.0.0.1"]), ClusterRecord)
-    client.autostop("train", 5, down=True)
+    client.autostop("train", 5, down=True, wait_for="jobs", hook="echo bye", hook_timeout_s=60)
     client.cancel("train", all=True)
     client.cancel("train", 3)
     client.cancel("train", [3, 4])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
+
 import pytest
 
 from skylib.errors import InvalidSpecError
@@ -13,6 +16,7 @@ from skylib.models.units import (
     parse_amount,
     parse_disk_gb,
     parse_idle_minutes,
+    parse_lease_s,
     parse_memory,
     parse_ports,
 )
@@ -248,6 +252,8 @@ def test_autostop(value, autostop):
         ({"down": "yes"}, "down"),
         ({"wait_for": "ssh"}, "wait_for"),
         ({"hook_timeout": 0}, "hook_timeout"),
+        ({"hook": "x" * (16 * 1024 + 1)}, "hook"),
+        ({"hook": "a\0b"}, "hook"),
         ([5], None),
         ("soon", None),
     ],
@@ -289,3 +295,32 @@ def test_wrong_job_recovery(wrong, field):
     with pytest.raises(InvalidSpecError) as caught:
         parse_job_recovery(wrong)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("2h", 7200.0),
+        ("90m", 5400.0),
+        ("45s", 45.0),
+        (" 1.5 H ", 5400.0),
+        ("1d", 86400.0),
+        ("1w", 604800.0),
+        (7200, 7200.0),
+        (10.5, 10.5),
+        (timedelta(hours=2), 7200.0),
+    ],
+)
+def test_leases(value, seconds):
+    """Text says its unit, a number counts seconds."""
+    assert parse_lease_s(value) == seconds
+
+
+@pytest.mark.parametrize(
+    "value", ["2", "", "h", "2 hours", "-2h", "1h30m", 9.9, 0, -1, math.inf, math.nan, True, [1], timedelta(0)]
+)
+def test_what_is_no_lease(value):
+    """Nothing that could be meant in two ways, and none that contact could not renew in time."""
+    with pytest.raises(InvalidSpecError):
+        parse_lease_s(value)

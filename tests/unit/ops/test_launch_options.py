@@ -27,6 +27,11 @@ def task(**resources: object) -> Task:
         (task(autostop=10), Options(), AutostopRecord(idle_minutes=10)),
         (task(autostop={"idle_minutes": 10, "down": True}), Options(), AutostopRecord(idle_minutes=10, down=True)),
         (task(autostop=10), Options(idle_minutes=3, down=True), AutostopRecord(idle_minutes=3, down=True)),
+        (
+            task(autostop={"idle_minutes": 10, "wait_for": "none", "hook": "sync", "hook_timeout": 60}),
+            Options(idle_minutes=3),
+            AutostopRecord(idle_minutes=3, wait_for="none", hook="sync", hook_timeout_s=60),
+        ),
         (task(autostop=False), Options(), None),
         (task(autostop=False), Options(down=True), None),
     ],
