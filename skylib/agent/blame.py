@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from .evidence import is_failure
+
 __all__ = ["Failure", "describe", "failure_of", "first_of", "not_started", "signal_name"]
 
 
@@ -56,9 +58,9 @@ def failure_of(
     place: int, number: int, host: str, record: Mapping[str, Any], *, now: float, setup: bool
 ) -> Optional[Failure]:
     """None when the rank ended well. record: protocol.py's; its age says when that was, without one it is now."""
-    lost = "lost" in record
-    if not lost and int(record["code"]) == 0 and record.get("reason") != "disk_full":
+    if not is_failure(record):
         return None
+    lost = "lost" in record
     cause = {
         "rank": number,
         "node": host,

@@ -26,6 +26,7 @@ _MUCH = 1 << 16  # bytes that are not written in the event loop: it has others t
 class _Rank(NamedTuple):
     log_dir: str
     ended: Callable[[Mapping[str, Any]], None]
+    failing: Callable[[Mapping[str, Any]], None]
 
 
 class Collector:
@@ -65,11 +66,19 @@ class Collector:
         if log is not None:
             log.close()
 
-    def add(self, node: int, key: Key, log_dir: str, ended: Callable[[Mapping[str, Any]], None]) -> None:
+    def add(
+        self,
+        node: int,
+        key: Key,
+        log_dir: str,
+        ended: Callable[[Mapping[str, Any]], None],
+        failing: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ) -> None:
+        """ended: told once, when all that the rank printed is written down. failing: told of a failure before that."""
         watched = self._watched.setdefault(node, {})
         for other in [other for other in watched if _files(other) == _files(key)]:
             del watched[other]  # of an attempt before, which wrote to the same file
-        watched[key] = _Rank(log_dir, ended)
+        watched[key] = _Rank(log_dir, ended, failing)
         self._unsent.setdefault(node, set()).add(key)
         wake = self._wake.setdefault(node, asyncio.Event())
         wake.set()
@@ -135,8 +144,11 @@ class Collector:
 
     async def _take(self, node: int, reply: Any) -> List[Key]:
         """Writes what came; the ends that came with it are told afterwards."""
-        pieces, ends, unknown = reply
+        pieces, ends, unknown, failing = reply
         watched = self._watched[node]
+        for key, record in ((to_key(key), record) for key, record in failing):
+            if key in watched:
+                watched[key].failing(record)
         label = self._config.nodes[node].label
         work = []
         for key, piece in ((to_key(key), piece) for key, piece in pieces):

@@ -7,7 +7,16 @@ import os
 import threading
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set
 
-__all__ = ["MAX_LINES", "disk_is_full", "end_record", "full_disk_error", "last_lines", "reason_of", "speaks_of_a_full_disk"]
+__all__ = [
+    "MAX_LINES",
+    "disk_is_full",
+    "end_record",
+    "full_disk_error",
+    "is_failure",
+    "last_lines",
+    "reason_of",
+    "speaks_of_a_full_disk",
+]
 
 MAX_LINES = 20
 _MAX_BYTES = 4096
@@ -107,6 +116,11 @@ def reason_of(code: int, signal: Optional[int], *, memory_killed: bool, disk_ful
     if (disk_full or speaks_of_a_full_disk(lines)) and signal in (None, _SIGBUS) and not killed:
         return "disk_full"
     return "signal" if signal else "exit"
+
+
+def is_failure(record: Mapping[str, Any]) -> bool:
+    """Whether that end record is of a rank that did not end well."""
+    return "lost" in record or int(record["code"]) != 0 or record.get("reason") == "disk_full"
 
 
 def _is_cut_off(log: str) -> bool:

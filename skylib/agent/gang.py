@@ -79,14 +79,21 @@ class Gang:
         """The collector's word that a rank has ended and all its output is in the merged log."""
         if rank in self._ended_at:
             return
-        now = time.monotonic()
-        self._ended_at[rank] = now - float(record.get("age_s") or 0.0)
+        self._ended_at[rank] = time.monotonic() - float(record.get("age_s") or 0.0)
+        self.failing(rank, record)
         if "lost" not in record:
             self.codes[rank], self.signals[rank] = int(record["code"]), record.get("signal")
-        failure = failure_of(rank, self._numbers[rank], self._hosts[rank], record, now=now, setup=self._setup)
+        self._changed.set()
+
+    def failing(self, rank: int, record: Mapping[str, Any]) -> None:
+        """The collector's word that a rank has failed, whose output may still come in."""
+        if any(failure.place == rank for failure in self._failures):
+            return
+        host, now = self._hosts[rank], time.monotonic()
+        failure = failure_of(rank, self._numbers[rank], host, record, now=now, setup=self._setup)
         if failure is not None:
             self._failures.append(failure)
-        self._changed.set()
+            self._changed.set()
 
     @property
     def outcome(self) -> Outcome:
@@ -126,7 +133,13 @@ class Gang:
 
     def watch(self, rank: int, log_dir: str) -> None:
         if rank not in self._ended_at:
-            self._collector.add(self.nodes[rank], self.key(rank), log_dir, lambda record: self.ended(rank, record))
+            self._collector.add(
+                self.nodes[rank],
+                self.key(rank),
+                log_dir,
+                lambda record: self.ended(rank, record),
+                lambda record: self.failing(rank, record),
+            )
 
     @property
     def _left(self) -> List[int]:
@@ -153,9 +166,11 @@ class Gang:
 
     async def end_others(self) -> None:
         """Ranks that go on, and what those that failed have left behind."""
-        left, sent = self._left, time.monotonic()
+        sent = time.monotonic()
+        failed = {failure.place for failure in self._failures}
+        left = [rank for rank in self._left if rank not in failed]
         whose: Dict[int, List[int]] = {}
-        for rank in sorted({*left, *(failure.place for failure in self._failures)}):
+        for rank in sorted({*left, *failed}):
             whose.setdefault(self.nodes[rank], []).append(rank)
         await asyncio.gather(*(self._end_ranks(node, ranks) for node, ranks in whose.items()))
         await self.settle()

@@ -7,6 +7,7 @@ where the last one was. Ranks are named by a key, (task id, phase, rank), where 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,12 +19,12 @@ from . import doors
 from .account import Beginning, beginning_of, user_environment
 from .cgroups import make, may_make_in, memory_kills
 from .config import AgentConfig, NodeConfig, load_config
-from .evidence import disk_is_full, end_record, last_lines
+from .evidence import disk_is_full, end_record, is_failure, last_lines
 from .identity import boot_id
 from .lease import Lease
 from .phases import stream_of
 from .processes import carrying, is_alive, own, with_descendants
-from .supervisor import ENDED, Spec, forget_oom_score
+from .supervisor import ENDED, Spec, forget_oom_score, write_file
 from .tail import MAX_PIECE, Piece, Tail
 from .tree import JobTree, read_json, state_dirs
 from .waking import Wakeup
@@ -119,11 +120,15 @@ class _Watched:
 
 
 class PollReply(NamedTuple):
-    """unknown: ranks that the caller follows and this service does not know (it is a new one): to be watched anew."""
+    """unknown: ranks that the caller follows and this service does not know (it is a new one): to be watched anew.
+
+    failing: ranks that failed while more of their logs is still to be told; their ends come when it is.
+    """
 
     pieces: List[Tuple[Key, Piece]]
     ends: List[Tuple[Key, Dict[str, Any]]]
     unknown: List[Key]
+    failing: List[Tuple[Key, Dict[str, Any]]]
 
 
 class NodeService:
@@ -228,7 +233,7 @@ class NodeService:
             unknown = [key for key in offsets if key not in self._watched]
             self._polls = number = self._polls + 1
         if unknown:
-            return PollReply([], [], unknown)
+            return PollReply([], [], unknown, [])
         self._changed.set()  # one that waits for a head that is gone ends
         until = time.monotonic() + timeout_s
         pause = _FIRST_PAUSE_S
@@ -237,7 +242,7 @@ class NodeService:
             self._changed.clear()
             if number != self._polls:
                 self._changed.set()  # what it was woken by is for the other
-                return PollReply([], [], [])
+                return PollReply([], [], [], [])
             told = self._watch_files()
             reply = self._look()
             now = time.monotonic()
@@ -275,7 +280,7 @@ class NodeService:
         """In turns, so that one rank that writes without end keeps no other's lines waiting."""
         with self._lock:
             watched = list(self._watched.items())
-        reply = PollReply([], [], [])
+        reply = PollReply([], [], [], [])
         room = _MAX_BATCH
         most = min(MAX_PIECE, max(_MAX_BATCH // max(len(watched), 1), _LEAST_PIECE))
         offsets = [(rank, rank.tail.offset) for _, rank in watched]
@@ -293,6 +298,7 @@ class NodeService:
                 rank.tail.taken(piece)
                 if ended is not None or len(piece.data) >= 1024:
                     left.append((key, rank, ended))
+        reply.failing.extend((key, ended) for key, _, ended in left if ended is not None and is_failure(ended))
         for rank, offset in offsets:
             rank.tail.offset = offset  # moves on when the head has said so
         return reply
@@ -337,6 +343,10 @@ class NodeService:
 
     def _marker(self, marker: str) -> str:
         return os.path.join(self.config.sky, "setup_done", os.path.basename(marker))
+
+    def note_end(self, record: Mapping[str, Any]) -> None:
+        """The cluster gives itself up: written down here as the head does for itself. Raises OSError."""
+        write_file(os.path.join(self.config.sky, "stopped.json"), json.dumps(record).encode())
 
     def end_node(self, delay_s: float, grace_s: float) -> List[int]:
         """Has everything of this cluster on this node ended after a moment, this process included; says what there is."""

@@ -230,6 +230,7 @@ def run_on_the_other_node(client: Client, script: str) -> int:
 def test_cancel_names_a_node_that_is_away_and_ends_its_ranks_later(client: Client, agent: InProcessAgent) -> None:
     """The answer comes at once; the processes go when the node is back."""
     job_id = run_on_the_other_node(client, "echo up; sleep 7501")
+    until(lambda: sleeping(7501))
     agent.cut(1)
     (done,) = client.call("cancel", job_ids=[job_id])["cancelled"]
     assert (done["nodes_unreached"], done["ended"]) == (["host1"], [])
@@ -242,6 +243,7 @@ def test_cancel_names_a_node_that_is_away_and_ends_its_ranks_later(client: Clien
 def test_an_order_outlives_the_agent(client: Client, agent: InProcessAgent) -> None:
     """It is written down: another agent carries it out."""
     job_id = run_on_the_other_node(client, "echo up; sleep 7502")
+    until(lambda: sleeping(7502))
     agent.cut(1)
     client.call("cancel", job_ids=[job_id])
     assert sleeping(7502)
@@ -291,3 +293,17 @@ def test_the_environment_is_the_same_whoever_started_the_agent() -> None:
         "SHLVL": "2",
     }
     assert user_environment(ours, "/r") == plain
+
+
+def test_a_failure_is_told_before_all_that_was_printed(client: Client, agent: InProcessAgent) -> None:
+    """The other ranks are ended at once, not when 150 MB have come in; nothing of them is lost, and the code is kept."""
+    script = (
+        "if [ $SKYPILOT_NODE_RANK = 1 ]; then yes 1234567 | head -c 150000000; date +%s.%N > failed; exit 5; fi\n"
+        "while :; do date +%s.%N > last; sleep 0.02; done"
+    )
+    job = client.done(client.submit(script, num_nodes=2), timeout_s=60)
+    roots = [Path(config.root, "sky_workdir") for config in agent.configs]
+    failed, last = float(roots[1].joinpath("failed").read_text()), float(roots[0].joinpath("last").read_text() or 0)
+    assert job["exit_codes"] == [137, 5]
+    assert last - failed < 2.0
+    assert sum(path.stat().st_size for path in Path(job["log_dir"]).glob("run.log")) > 150_000_000
