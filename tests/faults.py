@@ -102,9 +102,7 @@ class Site:
         queued = self.client.exec(self._task("echo queued", cpus, num_nodes=3), CLUSTER)
         assert queued.status() is skylib.JobStatus.PENDING
         shells = tuple(int(watcher.texts(rank)[0].split()[2]) for rank in range(3))
-        return Load(
-            gang=gang, solos=tuple(where[rank] for rank in range(3)), queued=queued, watcher=watcher, shells=shells
-        )
+        return Load(gang=gang, solos=tuple(where[rank] for rank in range(3)), queued=queued, watcher=watcher, shells=shells)
 
     def _task(self, run: str, cpus: float, **fields: object) -> skylib.Task:
         return self.lab.task(run, resources=skylib.Resources(infra="ssh/lab", cpus=cpus), **fields)
