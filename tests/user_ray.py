@@ -135,9 +135,10 @@ class UserRay:
 
     def run_tasks(self, name: str) -> None:
         """From now on its tasks run one after the other, and are counted (see `ticks`)."""
+        before = self.ticks(name)
         line = f"{self.env}/bin/python {self.env}/tasks.py ~/ticks-{name}"
         self.host.sh(f"setsid nohup {line} >/tmp/tasks.log 2>&1 </dev/null &")
-        eventually(lambda: self.ticks(name) > 0, within_s=60, what="the first task of the user's Ray")
+        eventually(lambda: self.ticks(name) > before, within_s=60, what="the first task of the user's Ray")
 
     def runs_tasks(self) -> bool:
         """Whether it is there, and its tasks are under way."""
