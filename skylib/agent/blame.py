@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
 from .evidence import is_failure
 
-__all__ = ["Failure", "describe", "failure_of", "first_of", "not_started", "signal_name"]
+__all__ = ["Failure", "describe", "failure_of", "first_of", "masked", "not_started", "signal_name"]
+
+_LEAST_SECRET = 4
 
 
 class Failure(NamedTuple):
@@ -71,6 +73,16 @@ def failure_of(
     }
     text = f"rank {number} ({host}) {describe(record, setup=setup)}"
     return Failure(now - float(record.get("age_s") or 0.0), place, text, cause, lost)
+
+
+def masked(cause: Optional[Dict[str, Any]], secrets: Iterable[str]) -> Optional[Dict[str, Any]]:
+    """The first cause without the secrets that the job may have printed: it is kept in databases, as its log is not."""
+    if cause is None:
+        return None
+    lines = list(cause["last_lines"])
+    for secret in sorted((text for text in secrets if len(text) >= _LEAST_SECRET), key=len, reverse=True):
+        lines = [line.replace(secret, "***") for line in lines]
+    return {**cause, "last_lines": lines}
 
 
 def first_of(failures: Sequence[Failure]) -> Optional[Failure]:

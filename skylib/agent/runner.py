@@ -8,6 +8,7 @@ import os
 import time
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
+from .blame import masked
 from .collector import Collector
 from .config import AgentConfig, NodeConfig
 from .db import JobsDb
@@ -333,7 +334,12 @@ class Runner:
         self._engine.finish(self._job, status, cause, codes, signals, first_cause)
 
     def _end(self, status: str, outcome: Outcome) -> None:
-        self._finish(status, outcome.cause, outcome.codes, outcome.signals, outcome.first_cause)
+        try:
+            secrets = list(self._secrets().values()) if outcome.first_cause is not None else []
+            first = masked(outcome.first_cause, secrets)
+        except (OSError, ValueError):  # what may be secret is not known: nothing of it is kept
+            first = {**(outcome.first_cause or {}), "last_lines": []}
+        self._finish(status, outcome.cause, outcome.codes, outcome.signals, first)
 
     async def _release(self) -> None:
         try:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skylib.agent.blame import Failure, describe, failure_of, first_of, not_started, signal_name
+from skylib.agent.blame import Failure, describe, failure_of, first_of, masked, not_started, signal_name
 from skylib.agent.evidence import (
     MAX_LINES,
     disk_is_full,
@@ -89,6 +89,13 @@ def test_without_a_failure_nobody_is_first() -> None:
     assert first_of([]) is None
     same = [Failure(1.0, 2, "", {}, False), Failure(1.0, 1, "", {}, False)]
     assert first_of(same) == same[1]
+
+
+def test_a_secret_that_was_printed_is_not_kept() -> None:
+    """The longer one first; what is shorter than four characters would hide half of the text."""
+    cause = {"rank": 0, "last_lines": ["token=abcdef abcd", "x"]}
+    assert masked(cause, ["abcd", "abcdef", "x"]) == {"rank": 0, "last_lines": ["token=*** ***", "x"]}
+    assert masked(None, ["abcd"]) is None
 
 
 def test_names_of_signals() -> None:
