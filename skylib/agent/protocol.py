@@ -72,8 +72,8 @@ ended. Without an agent that answers, "stopping": true means that the end was be
 next `daemon` without --asleep goes on with it when it is the same standing of the cluster, else it removes it.
 
 cluster.json is the claim on the account and what a lost state is rebuilt from (models/mark.py has its form). The agent
-changes two of its values and leaves the rest: "job_ids", ranges of the jobs that were submitted (head) or had a rank there
-(worker), and on the head "autostop". That happens within about a second, however many jobs come.
+changes few of its values and leaves the rest: "job_ids", ranges of the jobs that were submitted (head) or had a rank there
+(worker), and on the head "autostop" and "lease_s". That happens within about a second, however many jobs come.
 
 `end --config FILE [--cluster-id ID]` ends every process of the cluster on its node, without an agent; when ID is not the
 configuration's it prints {} and touches nothing. A job that ran then is FAILED_DRIVER, with that cause, once an agent looks
