@@ -22,6 +22,7 @@ _GRACE_S = 1.0
 _SETUP_WAIT_S = 30.0
 _REPORT_S = 5.0
 _LAST_WORDS_S = 60.0
+_LAST_WORDS_OF_CANCELLED_S = 15.0  # somebody waits for the answer
 _KILLED = 137
 
 
@@ -184,13 +185,13 @@ class Gang:
         if await self._orders.end(order) is None:
             self._unreached.append(self._hosts[ranks[0]])
 
-    async def settle(self) -> None:
+    async def settle(self, *, within_s: float = _LAST_WORDS_S) -> None:
         """Waits a little for the last words of ranks that were ended, and for as long as they still come in."""
         began = time.monotonic()
         while self._left:
             now = time.monotonic()
             still = max(began, self._collector.moved_at(self.task_id))
-            if now - still > _REPORT_S or now - began > _LAST_WORDS_S:
+            if now - still > _REPORT_S or now - began > within_s:
                 return
             reachable = set(self._ranks.alive())
             if not any(self.nodes[rank] in reachable for rank in self._left):
@@ -202,7 +203,7 @@ class Gang:
         hosts = dict(zip(self.nodes, self._hosts))
         orders = [Order(node, self.task_id, self.phase, None, _GRACE_S, final) for node in sorted(hosts)]
         replies = await asyncio.gather(*(self._orders.end(order) for order in orders))
-        await self.settle()
+        await self.settle(within_s=_LAST_WORDS_OF_CANCELLED_S)
         found = [reply for reply in replies if reply is not None]
         return {
             "ended": sorted({pid for reply in found for pid in reply["ended"]}),

@@ -364,7 +364,7 @@ def test_an_endless_line_comes_in_pieces(site: Site) -> None:
 
 def test_a_flood_of_one_job_keeps_no_other_waiting(site: Site) -> None:
     """While a job prints without end, each line of another comes before its next is printed."""
-    flood = site.submit("yes")
+    flood = site.submit("while :; do seq 5000; done")
     site.plain.when(flood, "RUNNING")
     job_id = site.submit("for i in $(seq 5); do rm -f go; echo $i; until [ -e go ]; do sleep 0.01; done; done")
     found = []
@@ -386,7 +386,7 @@ def test_what_a_gang_printed_before_one_of_it_failed_is_all_there(site: Site) ->
 
 def test_what_a_job_printed_before_it_was_cancelled_is_all_there(site: Site) -> None:
     """A cancel ends its processes at once and its log when all of it has come in."""
-    job_id = site.submit("head -c 60000000 /dev/zero | tr '\\0' x | fold -w 999; touch ../printed; sleep 100")
+    job_id = site.submit("head -c 20000000 /dev/zero | tr '\\0' x | fold -w 999; touch ../printed; sleep 100")
     until(lambda: any(Path(config.root, "printed").exists() for config in site.agent.configs), timeout_s=60)
     site.plain.call("cancel", job_ids=[job_id])
-    assert sum(len(line.raw) for line in site.stream(job_id)) == 60_000_000
+    assert sum(len(line.raw) for line in site.stream(job_id)) == 20_000_000
