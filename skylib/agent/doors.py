@@ -2,7 +2,7 @@
 
 Asked on the way to "ready". A node's ports are tried by another node; on a machine that has no other, by itself, from an
 address that its HTTP servers take for a stranger's (runtime/door_guard.py): whether another account is refused, and what
-listens on one outward address alone, is not seen then.
+the machine's other addresses let in, is not seen then.
 Open is what answers: an HTTP request, HTTP/2 as gRPC begins it, and the same inside TLS without a certificate.
 """
 
@@ -55,19 +55,19 @@ def listening(config: AgentConfig, settle_s: float = _SETTLE_S) -> List[int]:
         time.sleep(_POLL_S)
 
 
-def try_doors(ip: str, ports: Sequence[int], source: str = "") -> List[Tuple[int, str]]:
-    """The ports of `ip` that answer us, and how. source: the address that we speak from, "" for any."""
-    tries = [(port, how) for port in ports for how in _TRIES]
+def try_doors(ips: Sequence[str], ports: Sequence[int], source: str = "") -> List[Tuple[int, str]]:
+    """The ports that answer us at any of a machine's addresses, and how. source: that we speak from, "" for any."""
+    tries = [(ip, port, how) for port in ports for how in _TRIES for ip in ips]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        answers = list(pool.map(lambda each: _answers(ip, each[0], source, each[1]), tries))
+        answers = list(pool.map(lambda each: _answers(*each, source), tries))
     found: Dict[int, str] = {}
-    for (port, how), answered in zip(tries, answers):
+    for (_, port, how), answered in zip(tries, answers):
         if answered:
             found.setdefault(port, how)
     return sorted(found.items())
 
 
-def _answers(ip: str, port: int, source: str, how: str) -> bool:
+def _answers(ip: str, port: int, how: str, source: str) -> bool:
     data, tls = _TRIES[how]
     try:
         here = (source, 0) if source else None
@@ -107,7 +107,8 @@ async def try_all(config: AgentConfig, ranks: Ranks) -> List[Dict[str, Any]]:
         rank = ips.index(ip)
         targets = sorted({port for other, found in zip(ips, ports) for port in found if other == ip})
         tester = tester_of(ips, rank)
-        where = (rank, "127.0.0.1", targets, STRANGER) if tester is None else (tester, ip, targets, "")
+        own = sorted({"127.0.0.1", ip})
+        where = (rank, own, targets, STRANGER) if tester is None else (tester, [ip], targets, "")
         found = await ranks.call(where[0], "try_doors", *where[1:], timeout_s=_CALL_S)
         return [{"rank": rank, "port": port, "how": how} for port, how in found]
 

@@ -40,6 +40,7 @@ _FIRST_PAUSE_S = 0.004
 _LAST_PAUSE_S = 0.04
 _TOLD_PAUSE_S = 0.5  # where files tell that they have changed; a supervisor that was killed tells nothing
 _PACE_S = 0.02  # between answers with a few lines each, while more of them come
+_FLOOD_PACE_S = 0.05  # and with many: 40 MB/s of a node are more than a client reads
 _FEW_BYTES = 1 << 16
 _STARTING_S = 60.0
 _UNWRITTEN_S = 5.0
@@ -271,10 +272,13 @@ class NodeService:
         return self._changed.watch(sorted(folders))
 
     def _early(self, reply: PollReply, now: float) -> float:
-        """Seconds to wait for more, when there is little to tell and something was told just now."""
-        if not reply.pieces or reply.ends or sum(len(piece.data) for _, piece in reply.pieces) >= _FEW_BYTES:
+        """Seconds to wait for more, when something was told just now. A flood is told in few answers: it is the job that
+        the processors are for.
+        """
+        if not reply.pieces or reply.ends:
             return 0.0
-        return max(self._answered_at + _PACE_S - now, 0.0)
+        flood = sum(len(piece.data) for _, piece in reply.pieces) >= _FEW_BYTES
+        return max(self._answered_at + (_FLOOD_PACE_S if flood else _PACE_S) - now, 0.0)
 
     def _look(self) -> PollReply:
         """In turns, so that one rank that writes without end keeps no other's lines waiting."""
@@ -363,9 +367,9 @@ class NodeService:
         """See doors.py."""
         return doors.listening(self.config)
 
-    def try_doors(self, ip: str, ports: Sequence[int], source: str) -> List[Tuple[int, str]]:
+    def try_doors(self, ips: Sequence[str], ports: Sequence[int], source: str) -> List[Tuple[int, str]]:
         """See doors.py."""
-        return doors.try_doors(ip, ports, source)
+        return doors.try_doors(ips, ports, source)
 
     def _places(self, key: Key, log_dir: str) -> Tuple[str, str]:
         """(state directory, log file) of a rank on this node."""

@@ -54,7 +54,7 @@ def test_an_http_server_is_open() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = server.server_address[1]
     try:
-        assert doors.try_doors("127.0.0.1", [port]) == [(port, "HTTP")]
+        assert doors.try_doors(["127.0.0.1"], [port]) == [(port, "HTTP")]
     finally:
         server.shutdown()
         server.server_close()
@@ -65,7 +65,7 @@ def test_what_says_nothing_is_shut() -> None:
     with serving(b"") as silent, serving(b"\x15\x03\x01\x00\x02\x02\x46") as alert:
         with closing(socket.create_server(("127.0.0.1", 0))) as gone:
             nobody = gone.getsockname()[1]
-        assert doors.try_doors("127.0.0.1", [silent, alert, nobody]) == []
+        assert doors.try_doors(["127.0.0.1"], [silent, alert, nobody]) == []
 
 
 @pytest.mark.parametrize("asks", [False, True])
@@ -77,7 +77,7 @@ def test_tls_is_shut_when_it_asks_for_a_certificate(tmp_path: Path, asks: bool) 
     context.load_verify_locations(tmp_path / certs.AUTHORITY)
     context.verify_mode = ssl.CERT_REQUIRED if asks else ssl.CERT_NONE
     with serving(b"\0\0\0\4\0\0\0\0\0", context) as port:
-        found = doors.try_doors("127.0.0.1", [port])
+        found = doors.try_doors(["127.0.0.1"], [port])
     assert found == ([] if asks else [(port, "TLS without a certificate")])
 
 
