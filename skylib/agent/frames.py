@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import zlib
 from typing import Any, BinaryIO, List
 
-__all__ = ["pack", "read", "read_blocking"]
+__all__ = ["grow", "pack", "read", "read_blocking", "shrink"]
 
 _LENGTHS = struct.Struct("<II")
+_SHRUNK = "shrunk"
+_MUCH = 1 << 16
+_SAMPLE = 1 << 14
 _MARK = "bytes at"
 
 
@@ -63,3 +67,26 @@ async def read(stream: asyncio.StreamReader) -> Any:
         return _unpack(text, await stream.readexactly(sizes[1]))
     except asyncio.IncompleteReadError as exc:
         raise EOFError from exc
+
+
+def shrink(value: object) -> Any:
+    """The value itself; when it is large and can be made much smaller, what `grow` makes it of again.
+
+    Logs mostly shrink to a quarter or less, which costs a tenth of what carrying them through Ray does.
+    """
+    data = pack(value)
+    if len(data) < _MUCH:
+        return value
+    middle = len(data) // 2
+    if len(zlib.compress(data[middle : middle + _SAMPLE], 1)) > _SAMPLE * 2 // 3:
+        return value
+    return {_SHRUNK: zlib.compress(data, 1)}
+
+
+def grow(value: Any) -> Any:
+    """What `shrink` was given, as `read` tells it."""
+    if not isinstance(value, dict) or set(value) != {_SHRUNK}:
+        return value
+    data = zlib.decompress(value[_SHRUNK])
+    size = _LENGTHS.unpack_from(data)[0]
+    return _unpack(data[_LENGTHS.size : _LENGTHS.size + size], data[_LENGTHS.size + size :])

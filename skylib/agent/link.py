@@ -9,7 +9,7 @@ import sys
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from .config import AgentConfig, tls_environment
-from .frames import pack, read
+from .frames import grow, pack, read
 
 __all__ = ["LinkDown", "RankError", "RayLink", "Ranks"]
 
@@ -160,7 +160,7 @@ class RayLink(Ranks):
                 was_up |= first == "connected"
                 self._event(first, second)
             elif self._open.is_set():
-                self._resolve(number, first, second)
+                self._resolve(number, first, grow(second))
         code = await self._process.wait()
         _log.warning("the connection to Ray has ended (exit code %s)", code)
         self.detail = self.detail or f"the process that connects to Ray ended with exit code {code}"

@@ -42,9 +42,10 @@ class _Standing:
         if bundle not in sys.path:
             sys.path.insert(0, bundle)
         self._service = importlib.import_module("skylib_agent.node").NodeService(config_path, bundle)
+        self._shrink = importlib.import_module("skylib_agent.frames").shrink
 
     def call(self, method: str, args: Tuple[Any, ...]) -> Any:
-        return getattr(self._service, method)(*args)
+        return self._shrink(getattr(self._service, method)(*args))
 
 
 class _Link:
