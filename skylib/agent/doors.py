@@ -59,7 +59,7 @@ def try_doors(ips: Sequence[str], ports: Sequence[int], source: str = "") -> Lis
     """The ports that answer us at any of a machine's addresses, and how. source: that we speak from, "" for any."""
     tries = [(ip, port, how) for port in ports for how in _TRIES for ip in ips]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        answers = list(pool.map(lambda each: _answers(*each, source), tries))
+        answers = list(pool.map(lambda each: _answers(each[0], each[1], each[2], source), tries))
     found: Dict[int, str] = {}
     for (_, port, how), answered in zip(tries, answers):
         if answered:
