@@ -28,6 +28,7 @@ _POLL_S = 0.01
 _GCS_WAIT_S = 5.0
 _HEAD_WAIT_S = 120.0
 _CERTIFICATES_WAIT_S = 60.0
+_TEMP_DIR_WAIT_S = 0.5  # it is written right after the session's name, by a Ray that writes it (2.60.0 does not)
 
 
 def trim(params: Any, head: bool) -> None:
@@ -125,13 +126,14 @@ def _wait_for_session(address: str) -> None:
         return
     client: Any = client_of(address=address)
 
-    def written() -> bool:
+    def written(key: bytes) -> bool:
         try:
-            return all(client.internal_kv_get(key, b"session") for key in (b"session_name", b"temp_dir"))
+            return bool(client.internal_kv_get(key, b"session"))
         except Exception:  # whatever this Ray raises while its GCS comes up: it is asked again, and then by Ray itself
             return False
 
-    _until(written, _HEAD_WAIT_S)
+    if _until(lambda: written(b"session_name"), _HEAD_WAIT_S):
+        _until(lambda: written(b"temp_dir"), _TEMP_DIR_WAIT_S)
 
 
 def _accepts(address: str) -> bool:
