@@ -30,6 +30,8 @@ _WATCH_FAST_S = 0.03
 _WATCH_S = 0.5
 _CONNECT_S = 120.0
 _RESERVE_S = 10.0
+_PATIENCE_S = 16.0
+_INIT_S = 90.0
 
 
 class _Standing:
@@ -72,6 +74,9 @@ class _Link:
             raise ConnectionError(f"the certificates in {self._config.tls} did not come")
         _wait_for_port(self._config.head_ip, self._config.ray_port, deadline)
         _wait_for_raylet(address, self._config.node_ip, deadline)
+        stuck = threading.Timer(_INIT_S, os._exit, (1,))  # then the agent begins another
+        stuck.daemon = True
+        stuck.start()
         while True:
             try:
                 ray.init(
@@ -88,6 +93,7 @@ class _Link:
                 if time.monotonic() > deadline:
                     raise ConnectionError(f"Ray at {address}: {exc}") from exc
                 time.sleep(0.1)
+        stuck.cancel()
         self.send((None, "connected", ray.__version__))
         threading.Thread(target=self._watch_for_good, daemon=True).start()
         self._stand()
@@ -235,13 +241,14 @@ def _wait_for_raylet(address: str, ip: str, deadline: float) -> None:
     client = getattr(ray._raylet, "GcsClient", None)
     if client is None or not hasattr(client, "get_all_node_info"):
         return
+    patience_s = 1.0
     while time.monotonic() < deadline:
         try:
-            nodes = client(address=address).get_all_node_info(1.0).values()
+            nodes = client(address=address).get_all_node_info(patience_s).values()
             if any(node["state"] == 0 and _stands_at(node, ip) for node in nodes):
                 return
         except ray.exceptions.RpcError:
-            pass  # the GCS is not quite there
+            patience_s = min(2 * patience_s, _PATIENCE_S)  # the GCS is not quite there, or the machine is busy
         except Exception as exc:  # boundary: a private interface; `ray.init` decides
             sys.stderr.write(f"the raylet is not waited for: {exc!r}\n")
             return
