@@ -86,7 +86,7 @@ def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pyt
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
-    answers: list[object] = [ConnectionError("not yet"), None, b"s", None, b"s", b"/tmp"]
+    answers: list[object] = [ConnectionError("not yet"), None, b"s", None, b"/tmp"]
     asked: list[bytes] = []
 
     class GcsClient:
