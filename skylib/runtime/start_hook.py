@@ -28,7 +28,6 @@ _POLL_S = 0.01
 _GCS_WAIT_S = 5.0
 _HEAD_WAIT_S = 120.0
 _CERTIFICATES_WAIT_S = 60.0
-_TEMP_DIR_WAIT_S = 0.5  # it is written right after the session's name, by a Ray that writes it (2.60.0 does not)
 
 
 def trim(params: Any, head: bool) -> None:
@@ -120,20 +119,24 @@ def _return_when_gcs_listens() -> None:
 
 
 def _wait_for_session(address: str) -> None:
-    """A worker that began before its head goes on the moment that the head has written what every worker reads first."""
+    """A worker that began before its head goes on the moment that the head has written what every worker reads first.
+
+    That is session and temp dir; a newer Ray has no temp dir there, and looks for the head's node instead.
+    """
     client_of: Any = getattr(sys.modules.get("ray._raylet"), "GcsClient", None)
     if not address or client_of is None or not _until(lambda: _accepts(address), _HEAD_WAIT_S):
         return
     client: Any = client_of(address=address)
 
-    def written(key: bytes) -> bool:
+    def written() -> bool:
         try:
-            return bool(client.internal_kv_get(key, b"session"))
+            if not client.internal_kv_get(b"session_name", b"session"):
+                return False
+            return bool(client.internal_kv_get(b"temp_dir", b"session") or client.get_all_node_info(1.0))
         except Exception:  # whatever this Ray raises while its GCS comes up: it is asked again, and then by Ray itself
             return False
 
-    if _until(lambda: written(b"session_name"), _HEAD_WAIT_S):
-        _until(lambda: written(b"temp_dir"), _TEMP_DIR_WAIT_S)
+    _until(written, _HEAD_WAIT_S)
 
 
 def _accepts(address: str) -> bool:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pyt
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     address = f"127.0.0.1:{listener.getsockname()[1]}"
-    answers: list[object] = [ConnectionError("not yet"), None, b"s", None, b"/tmp"]
+    answers: list[object] = [ConnectionError("not yet"), None, b"s", None, b"s", b"/tmp"]
     asked: list[bytes] = []
 
     class GcsClient:
@@ -100,6 +101,9 @@ def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pyt
                 raise answer
             return answer
 
+        def get_all_node_info(self, timeout_s: float) -> dict[bytes, object]:
+            return {}
+
     raylet = types.ModuleType("ray._raylet")
     raylet.GcsClient = GcsClient  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray._raylet", raylet)
@@ -109,3 +113,42 @@ def test_a_worker_goes_on_when_its_head_has_written_the_session(monkeypatch: pyt
     assert answers == []
     assert asked[-2:] == [b"session_name", b"temp_dir"]
     listener.close()
+
+
+def test_a_worker_of_a_newer_ray_goes_on_when_its_head_is_there(monkeypatch: pytest.MonkeyPatch):
+    """One that writes no temp dir is waited for until it has a node."""
+    nodes: list[dict[bytes, object]] = [{}, {b"id": object()}]
+
+    class GcsClient:
+        def __init__(self, *, address: str) -> None:
+            self.address = address
+
+        def internal_kv_get(self, key: bytes, namespace: bytes) -> object:
+            return b"s" if key == b"session_name" else None
+
+        def get_all_node_info(self, timeout_s: float) -> dict[bytes, object]:
+            return nodes.pop(0)
+
+    raylet = types.ModuleType("ray._raylet")
+    raylet.GcsClient = GcsClient  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray._raylet", raylet)
+    monkeypatch.delenv("SKYLIB_RAY_TEMP_DIR", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("SKYLIB_RAY_GCS_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+        start_hook.trim(Params(), False)
+    assert nodes == []
+
+
+def test_nothing_is_started_before_its_certificates_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of an earlier bring-up will not do; when its own do not come, the start fails and says so."""
+    stamp = tmp_path / "stamp"
+    stamp.write_text("old")
+    monkeypatch.setattr(start_hook, "_CERTIFICATES_WAIT_S", 0.1)
+    for name, value in {"RAY_TLS_CA_CERT": str(tmp_path / "ca.crt"), "SKYLIB_RAY_TLS_STAMP": "new"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SKYLIB_RAY_TEMP_DIR", "SKYLIB_RAY_GCS_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(TimeoutError, match="certificates"):
+        start_hook.trim(Params(), False)
+    stamp.write_text("new")
+    start_hook.trim(Params(), False)
