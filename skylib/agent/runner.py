@@ -63,18 +63,24 @@ class Runner:
         self._killed: Killed = {"ended": [], "survivors": [], "nodes_unreached": []}
 
     async def run(self, *, resumed: bool) -> None:
+        """To the job's end. Cancelled, as by an agent that leaves, it lets go: the job keeps all that it has."""
+        leaves = False
         try:
             if resumed:
                 await self._resume()
             else:
                 await self._begin()
+        except asyncio.CancelledError:
+            leaves = True
+            raise
         except Exception:
             if self._gang is not None:  # nobody would look after what it began
                 self._killed = await self._gang.kill_all(final=True)
             raise
         finally:
             self._over.set()
-            await self._release()
+            if not leaves:
+                await self._release()
 
     async def cancel(self) -> Killed:
         """Ends the job and everything it began; answers when that is done."""

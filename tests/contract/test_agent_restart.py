@@ -55,6 +55,18 @@ def test_a_running_job_goes_on_without_its_agent(agent: InProcessAgent) -> None:
         assert [line for line in lines if line.startswith(f"{rank} ")] == [f"{rank} {i}" for i in range(1, 61)]
 
 
+def test_an_agent_that_leaves_takes_nothing_from_a_running_job(agent: InProcessAgent) -> None:
+    """Its reservation in Ray stays, and so does its script, which a slow login shell has yet to open."""
+    client = connect(agent)
+    job_id = client.submit("until [ -e go ]; do sleep 0.01; done", num_nodes=2)
+    task, ranks = client.when(job_id, "RUNNING")["task_id"], agent.ranks
+    scripts = [Path(config.jobs_state, task, f"run-{rank}", "script") for rank, config in enumerate(agent.configs)]
+    until(lambda: all(script.exists() for script in scripts))
+    agent.stop()
+    assert list(ranks.reserved) == [task]
+    assert all(script.exists() for script in scripts)
+
+
 def test_a_job_that_ends_while_no_agent_looks_is_seen_afterwards(agent: InProcessAgent) -> None:
     """Its exit code was written down by its supervisor."""
     client = connect(agent)
