@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from .config import AgentConfig
 from .link import Ranks
-from .processes import carrying, own
+from .processes import carrying, own, with_descendants
 from .protocol import TOKEN_VARIABLE
 from .sockets import ports_of
 
@@ -48,8 +48,9 @@ def listening(config: AgentConfig, settle_s: float = _SETTLE_S) -> List[int]:
     expected = expected_ports(config)
     until = time.monotonic() + settle_s
     while True:
-        pids = carrying(own().values(), {TOKEN_VARIABLE: config.cluster_id})
-        ports = ports_of(pids)
+        processes = own()
+        ours = carrying(processes.values(), {TOKEN_VARIABLE: config.cluster_id})
+        ports = ports_of(with_descendants(processes, ours))
         if expected <= ports or time.monotonic() > until:
             return sorted(ports)
         time.sleep(_POLL_S)
