@@ -217,13 +217,17 @@ class RayLink(Ranks):
         process = self._process
         if not self.up or process is None or process.stdin is None:
             raise LinkDown
-        self._number += 1
+        self._number = number = self._number + 1
         future: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
-        self._pending[self._number] = future
+        self._pending[number] = future
         if rank is not None:
-            self._asked[self._number] = rank
-        process.stdin.write(pack((self._number, op, args)))
-        return await asyncio.wait_for(future, timeout_s)
+            self._asked[number] = rank
+        try:
+            process.stdin.write(pack((number, op, args)))
+            return await asyncio.wait_for(future, timeout_s)
+        finally:  # an answer that comes too late, or never, leaves nothing behind
+            self._pending.pop(number, None)
+            self._asked.pop(number, None)
 
     async def call(self, rank: int, method: str, *args: Any, timeout_s: Optional[float] = None) -> Any:
         if rank in self.lost:
