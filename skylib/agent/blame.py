@@ -76,11 +76,15 @@ def failure_of(
 
 
 def masked(cause: Optional[Dict[str, Any]], secrets: Iterable[str]) -> Optional[Dict[str, Any]]:
-    """The first cause without the secrets that the job may have printed: it is kept in databases, as its log is not."""
+    """The first cause without the secrets that the job may have printed: it is kept in databases, as its log is not.
+
+    A secret of several lines, as a private key is, is hidden line by line.
+    """
     if cause is None:
         return None
     lines = list(cause["last_lines"])
-    for secret in sorted((text for text in secrets if len(text) >= _LEAST_SECRET), key=len, reverse=True):
+    hidden = {line for text in secrets for line in text.splitlines() if len(line) >= _LEAST_SECRET}
+    for secret in sorted(hidden, key=len, reverse=True):
         lines = [line.replace(secret, "***") for line in lines]
     return {**cause, "last_lines": lines}
 

@@ -98,6 +98,13 @@ def test_a_secret_that_was_printed_is_not_kept() -> None:
     assert masked(None, ["abcd"]) is None
 
 
+def test_a_secret_of_several_lines_is_hidden_line_by_line() -> None:
+    """A private key that a failing rank printed is not kept with the cause."""
+    key = "-----BEGIN KEY-----\r\nMIIEow==\n-----END KEY-----\n"
+    cause = {"last_lines": ["-----BEGIN KEY-----", "> MIIEow== <", "-----END KEY-----", "failed"]}
+    assert masked(cause, [key]) == {"last_lines": ["***", "> *** <", "***", "failed"]}
+
+
 def test_names_of_signals() -> None:
     """Those that have one."""
     assert (signal_name(15), signal_name(64), signal_name(200)) == ("SIGTERM", "SIGRTMAX", "")
