@@ -31,7 +31,7 @@ class LogVerbs:
         except NoLine as exc:
             raise Refused("bad_offset", str(exc), offset=reader.offset, end=exc.end, begins=exc.begins) from exc
         if last is not None:
-            reader.go_to_last(last)
+            await asyncio.get_event_loop().run_in_executor(None, reader.go_to_last, last)  # it may be all of a long log
             await send([{"start": reader.offset}])
         limit = None if args.get("follow", True) else reader.end()
         changed = self._engine.listen(job.job_id)
