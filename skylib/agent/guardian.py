@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 __all__ = ["LEFT", "NEVER_READY", "guard", "pause_s"]
 
@@ -16,11 +17,22 @@ NEVER_READY = 2  # when it could not begin
 _PAUSES_S = (0.05, 0.5, 2.0, 5.0, 15.0, 30.0)
 _STABLE_S = 60.0
 _STEP_S = 0.1
+_TO_LEAVE = (signal.SIGTERM, signal.SIGINT)
 
 
 def pause_s(deaths: int) -> float:
     """How long to wait after so many deaths one after the other, before it is begun anew."""
     return _PAUSES_S[min(max(deaths - 1, 0), len(_PAUSES_S) - 1)]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What tells us to leave comes before or after: it finds the pid of a child that there is, or none."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TO_LEAVE)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_LEAVE)
 
 
 class _Guardian:
@@ -36,10 +48,24 @@ class _Guardian:
             except ProcessLookupError:
                 pass
 
+    def begin(self, work: Callable[[], int]) -> bool:
+        """Has a child do it; False when there is none, because it was told to leave before."""
+        with _undisturbed():
+            if self.leaving:
+                return False
+            self.child = os.fork()
+            if self.child:
+                return True
+            for number in _TO_LEAVE:
+                signal.signal(number, signal.SIG_DFL)
+        os._exit(work())
+
     def wait(self) -> int:
         """The child's exit code; negative for a signal."""
-        status = os.waitpid(self.child, 0)[1]
-        self.child = 0
+        os.waitid(os.P_PID, self.child, os.WEXITED | os.WNOWAIT)
+        with _undisturbed():
+            status = os.waitpid(self.child, 0)[1]
+            self.child = 0
         return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
     def rest(self, seconds: float) -> None:
@@ -54,17 +80,15 @@ def guard(serve: Callable[[int], int], report: int, wanted: Callable[[], bool]) 
     report: a handle that only the first child is told to answer on; closed here. wanted: asked before each new beginning.
     """
     me = _Guardian()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _TO_LEAVE:
         signal.signal(number, me.leave)
     deaths = 0
     first = True
+    code = LEFT
     while True:
         began = time.monotonic()
-        me.child = os.fork()
-        if me.child == 0:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_DFL)
-            os._exit(serve(report if first else os.open(os.devnull, os.O_WRONLY)))
+        if not me.begin(lambda: serve(report if first else os.open(os.devnull, os.O_WRONLY))):
+            return code
         if first:
             os.close(report)
         code = me.wait()

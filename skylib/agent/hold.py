@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -56,15 +57,19 @@ def take_over(config: AgentConfig, *, asleep: bool) -> int:
             return -1
         if makes_room and alive and pid not in asked:
             asked.add(pid)
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                os.kill(pid, signal.SIGTERM)
         if time.monotonic() > until:
             raise TimeoutError(f"another agent holds {config.sky}/agent.lock: {holder}")
         time.sleep(0.02)
 
 
-def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool, guarded: bool = False) -> None:
-    """Who holds the lock, for those that come later. listens: its socket accepts. guarded: its parent is its guardian."""
-    me, parent = read(os.getpid()), read(os.getppid()) if guarded else None
+def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: bool, guardian: int = 0) -> None:
+    """Who holds the lock, for those that come later. listens: its socket accepts.
+
+    guardian: its pid, 0 for none. One that has ended meanwhile is not written down, nor who became our parent instead.
+    """
+    me, parent = read(os.getpid()), read(guardian) if guardian and guardian == os.getppid() else None
     holder = {
         "pid": os.getpid(),
         "start": me.start if me else 0,
@@ -72,7 +77,7 @@ def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: boo
         "cluster_id": config.cluster_id,
         "listens": listens,
         "asleep": asleep,
-        "guardian": [parent.pid, parent.start] if parent is not None and parent.pid > 1 else None,
+        "guardian": [parent.pid, parent.start] if parent is not None else None,
     }
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)

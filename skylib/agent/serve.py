@@ -35,19 +35,19 @@ def _detach(config: AgentConfig, report: int) -> None:
     os.close(log)
 
 
-def _serve(config: AgentConfig, report: int, *, asleep: bool) -> int:
-    """The exit code: LEFT, NEVER_READY, or 1 when it has failed later. It has a guardian unless it is asleep."""
+def _serve(config: AgentConfig, report: int, *, asleep: bool, guardian: int = 0) -> int:
+    """The exit code: LEFT, NEVER_READY, or 1 when it has failed later. guardian: its pid, 0 for none."""
     listening = False
     try:
         lock = take_over(config, asleep=asleep)
         if lock < 0:
             os.write(report, b"already")
             return LEFT
-        write_holder(lock, config, listens=False, asleep=asleep, guarded=not asleep)
+        write_holder(lock, config, listens=False, asleep=asleep, guardian=guardian)
 
         def ready() -> None:
             nonlocal listening
-            write_holder(lock, config, listens=True, asleep=asleep, guarded=not asleep)
+            write_holder(lock, config, listens=True, asleep=asleep, guardian=guardian)
             os.write(report, b"ready")
             os.close(report)
             listening = True
@@ -78,7 +78,8 @@ def _watch_over(config: AgentConfig, report: int) -> int:
             return False
         return (now.cluster_id, now.bundle) == (config.cluster_id, config.bundle)
 
-    return guard(lambda handle: _serve(load_config(config.path), handle, asleep=False), report, wanted)
+    me = os.getpid()
+    return guard(lambda handle: _serve(load_config(config.path), handle, asleep=False, guardian=me), report, wanted)
 
 
 def main(config_path: str, *, asleep: bool = False) -> int:
