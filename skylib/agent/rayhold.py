@@ -11,10 +11,11 @@ Our Ray on this node is what carries the cluster's token and this node's rank (R
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
-import shutil
+import stat
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
@@ -260,7 +261,10 @@ class RayHold:
         start = self._config.ray_start
         if start is None:
             return "the configuration does not say how"
-        self._restore_temp_dir()
+        try:
+            self._restore_temp_dir()
+        except OSError as exc:
+            return f"its temp dir cannot be used: {exc}"
         path = os.path.join(self._config.sky, "ray_start.log")
         with open(path, "wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -283,13 +287,21 @@ class RayHold:
             return f"`ray start` exited {code}: {log.read()[-_LAST_WORDS:].decode('utf-8', 'replace').strip()}"
 
     def _restore_temp_dir(self) -> None:
-        """A node that has booted may have lost the temp dir, and with it the claim on it."""
-        mark = os.path.join(self._config.sky, "cluster.json")
-        copy = os.path.join(self._config.temp_dir, "cluster.json")
-        if self._config.temp_dir and os.path.exists(mark) and not os.path.exists(copy):
-            os.makedirs(self._config.temp_dir, mode=0o700, exist_ok=True)
-            shutil.copyfile(mark, copy)
-            os.chmod(copy, 0o600)
+        """A node that has booted may have lost the temp dir, and with it the claim on it.
+
+        Raises OSError; also when somebody else was quicker, whose directory Ray's sockets must not stand in.
+        """
+        folder, mark = self._config.temp_dir, os.path.join(self._config.sky, "cluster.json")
+        if not folder or not os.path.exists(mark):
+            return
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found = os.lstat(folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{folder} is no directory of this account")
+        with open(mark, "rb") as file, contextlib.suppress(FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with os.fdopen(os.open(os.path.join(folder, "cluster.json"), flags, 0o600), "wb") as copy:
+                copy.write(file.read())
 
 
 def _name(pid: int) -> str:

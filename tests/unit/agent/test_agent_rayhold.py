@@ -216,6 +216,36 @@ def test_starts_that_fail_are_told_and_tried_again(head: Ray):
     assert all_of(head)
 
 
+def test_a_temp_dir_that_a_boot_took_away_is_made_again(head: Ray):
+    """For the account alone, with the claim on it."""
+    folder = head.base / "temp"
+    Path(head.config.sky, "cluster.json").write_text('{"cluster": "train"}')
+    RayHold(head.config).confirm()
+    hold = RayHold(head.config._replace(temp_dir=str(folder)))
+    keep(hold, lambda: hold.state == "up")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "cluster.json").read_text() == '{"cluster": "train"}'
+    assert (folder / "cluster.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("link", ["temp", "temp/cluster.json"])
+def test_nothing_is_written_through_a_link_that_somebody_left_in_its_place(head: Ray, link: str):
+    """After a boot anybody may be the first to make what stands there."""
+    (head.base / "theirs").mkdir()
+    Path(head.config.sky, "cluster.json").write_text("{}")
+    folder, target = head.base / "temp", head.base / "theirs" / "target"
+    if link == "temp":
+        folder.symlink_to(head.base / "theirs")
+    else:
+        folder.mkdir(mode=0o700)
+        (folder / "cluster.json").symlink_to(target)
+    RayHold(head.config).confirm()
+    hold = RayHold(head.config._replace(temp_dir=str(folder)))
+    keep(hold, lambda: hold.state == ("failing" if link == "temp" else "up"))
+    assert ("no directory of this account" in hold.last_error) is (link == "temp")
+    assert list((head.base / "theirs").iterdir()) == []
+
+
 def test_a_paused_hold_starts_nothing(head: Ray):
     """While the cluster is being ended its Ray stays down."""
     head.begin()
