@@ -63,7 +63,7 @@ def _mark(config: AgentConfig) -> None:
     """Ranks that have not ended are about to be ended: an agent that comes later knows that it was not by themselves."""
     record = json.dumps({"lost": "the cluster was ended while it ran", "at": time.time()}).encode()
     for root in _roots(config):
-        for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*")):
+        for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*", "")):  # directories alone
             try:
                 if not os.path.exists(os.path.join(path, "exit")):
                     write_file(os.path.join(path, ENDED), record)

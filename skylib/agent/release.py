@@ -72,6 +72,7 @@ class HeadRelease:
         self._asked_at = self._spread_at = float("-inf")
         self._spread_lease_s: Optional[float] = None
         self._spreading: Optional[asyncio.Task[None]] = None
+        self._rest_s = _TICK_S
         self._told: Set[int] = set()
 
     async def run(self) -> None:
@@ -151,7 +152,10 @@ class HeadRelease:
     # --- the end
 
     async def _end(self, reason: str, setting: Optional[Autostop]) -> None:
-        """Nothing is ended before it is written down why, so that no crash on the way leaves hosts that nobody frees."""
+        """Nothing is ended before it is written down why, so that no crash on the way leaves hosts that nobody frees.
+
+        A lease is hard: it ends the cluster even where the disk takes nothing more.
+        """
         down = setting is None or setting.down
         record: Dict[str, Any] = {"at": time.time(), "reason": reason, "down": down, "stopping": True}
         record.update(cluster_id=self._config.cluster_id, standing=identity(self._config))
@@ -159,7 +163,12 @@ class HeadRelease:
             record["lease_s"] = self._lease.lease_s
         else:
             record["autostop"] = setting.to_json()
-        write_file(self._stopped, json.dumps(record).encode())
+        try:
+            write_file(self._stopped, json.dumps(record).encode())
+        except OSError as exc:
+            if setting is not None:
+                raise
+            _log.error("the end cannot be written down: %s", exc)
         await self._go_on(record)
 
     async def _go_on(self, record: Mapping[str, Any]) -> None:

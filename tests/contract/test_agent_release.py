@@ -210,6 +210,15 @@ def test_a_lease_is_hard_and_runs_no_hook(agent: InProcessAgent) -> None:
     assert not Path(agent.head.root, "hooked").exists()
 
 
+def test_a_lease_ends_the_cluster_that_cannot_write_down_why(agent: InProcessAgent) -> None:
+    """As on a full disk: here a directory stands in the way of the record."""
+    Path(agent.head.sky, "stopped.json").mkdir()
+    client = leased(agent, 1.0)
+    task = client.job(client.submit("sleep 3716"))["task_id"]
+    until(lambda: not os.path.exists(agent.head.socket), timeout_s=20.0)
+    assert not carrying(own().values(), {"SKYPILOT_TASK_ID": task})
+
+
 def test_a_lease_goes_on_over_a_restart_of_the_agent(agent: InProcessAgent) -> None:
     """That an agent is begun anew is no contact."""
     leased(agent, 2.0).close()
