@@ -7,7 +7,6 @@ name, in an environment that is made once per machine and copied to hosts.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -106,7 +105,7 @@ class UserRay:
     def remove(self) -> None:
         """Ends what is left of it, and removes its files."""
         self.end_all()
-        self.host.sh(f"rm -rf {self.env} /tmp/ray ~/ticks-*", timeout_s=60)
+        self.host.sh(f"rm -rf {self.env} /tmp/ray ~/.ray ~/ticks-*", timeout_s=60)
 
     def connect(self, address: str = "") -> str:
         """A shell line that runs CONNECT."""
@@ -118,9 +117,12 @@ class UserRay:
         return done.stdout
 
     def start(self) -> None:
-        """`ray start --head --port 6379`, in the foreground of a shell that nobody looks at."""
+        """`ray start --head --port 6379`, in the foreground of a shell that nobody looks at.
+
+        ~/.ray: where `ray.init()` of Ray 2.60 leaves a token, with which its own `ray job submit` is refused.
+        """
         line = f"{self.env}/bin/{_START} --num-cpus 1 --disable-usage-stats --block >/tmp/users-ray.log 2>&1 </dev/null"
-        self.host.sh(f"setsid nohup {line} &")
+        self.host.sh(f"rm -rf ~/.ray; setsid nohup {line} &")
         eventually(self.answers, within_s=90, what=f"the user's Ray on {self.host.name}")
 
     def answers(self) -> bool:
@@ -153,13 +155,12 @@ class UserRay:
         return [pid for pid, _ in self.host.processes("sky") if self._is_own(pid)]
 
     def _is_own(self, pid: int) -> bool:
+        """By its command line, or by what it has loaded: Ray's processes write over theirs, and over their variables."""
+        proc = Path(f"/proc/{self.host.init_pid}/root/proc/{pid}")
         try:
-            maps = Path(f"/proc/{self.host.init_pid}/root/proc/{pid}/environ").read_bytes()
-            words = Path(f"/proc/{self.host.init_pid}/root/proc/{pid}/cmdline").read_bytes()
-            program = os.readlink(f"/proc/{self.host.init_pid}/root/proc/{pid}/exe")
+            return any(f"{self.env}/".encode() in (proc / name).read_bytes() for name in ("cmdline", "maps"))
         except OSError:
             return False
-        return self.env.encode() in maps + words or self.env in program
 
 
 def _newer_environment() -> Path:
