@@ -48,15 +48,20 @@ def _is(record: ClusterRecord | None, cluster_id: str) -> bool:
 
 
 def require_up(session: Session, name: str) -> ClusterRecord:
-    """The record of a cluster that takes jobs; UNREACHABLE, it is asked again. Raises ClusterNotFound, ClusterNotUp."""
+    """The record of a cluster that takes jobs; one that was not whole, or not reached, when it was last seen is asked again.
+
+    Raises ClusterNotFound, ClusterNotUp.
+    """
     record = session.require(name)
     hint = f"client.start({name!r}) brings it up"
-    if record.status is ClusterStatus.UNREACHABLE:
+    broken = record.status is ClusterStatus.INIT and bool(record.ray_port) and bool(record.nodes)
+    if record.status is ClusterStatus.UNREACHABLE or broken:
         seen = look(session, record)
         found = next_status(record.status, record.num_nodes, seen) if seen is not None else record.status
         if found is ClusterStatus.UP:
             record = note(session, record, found) or session.require(name)
-        hint = f"client.status({name!r}, refresh=True) asks it again; unreachable is not gone"
+        if not broken:
+            hint = f"client.status({name!r}, refresh=True) asks it again; unreachable is not gone"
     if record.status is not ClusterStatus.UP:
         raise ClusterNotUp(
             f"cluster {name!r} is {record.status.value}",
