@@ -64,9 +64,16 @@ class ProvisionConfig:
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
-    """The agent on the head node."""
+    """The agent on the head node. node_lost_s: as it was when the cluster was brought up."""
 
     call_timeout_s: float = _key(60.0, "Seconds for one answer of the agent.", minimum=0.1, per_task=True)
+    node_lost_s: float = _key(
+        4.0,
+        "Seconds that a host must be silent for its jobs to fail; never before Ray gives it up, after some 10 s.",
+        minimum=1,
+        maximum=3600,
+        per_task=True,
+    )
 
 
 @attrs.frozen(kw_only=True)

@@ -141,6 +141,7 @@ def _bring_up(
         members=members,
         autostop=record.autostop,
         lease_s=record.lease_s,
+        node_lost_s=session.config.agent.node_lost_s,
         launched_at=record.launched_at,
         resources=record.resources,
     )

@@ -80,11 +80,12 @@ def restore_files(transport: Transport, node: NodeRecord, record: ClusterRecord,
     """
     bundle = build_bundle()
     plans = [_plan(each) for each in record.nodes]
-    names = {"cluster": record.name, "cluster_id": record.cluster_id, "infra": record.infra}
     config = agent_config(
         plans[node.rank],
         plans,
-        **names,
+        cluster=record.name,
+        cluster_id=record.cluster_id,
+        infra=record.infra,
         ray_port=record.ray_port,
         dashboard_port=record.dashboard_port,
         user=user,
@@ -96,7 +97,9 @@ def restore_files(transport: Transport, node: NodeRecord, record: ClusterRecord,
     mark = cluster_mark(
         plans[node.rank],
         plans,
-        **names,
+        cluster=record.name,
+        cluster_id=record.cluster_id,
+        infra=record.infra,
         owner=record.owner,
         home=home,
         ray_port=record.ray_port,

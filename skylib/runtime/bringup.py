@@ -186,6 +186,7 @@ def _deliver_files(
             bundle_sha256=bundle.sha256,
             autostop=site.autostop,
             ray_start=commands[node.rank],
+            node_lost_s=site.node_lost_s,
         )
         mark = cluster_mark(
             node,

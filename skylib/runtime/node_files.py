@@ -155,6 +155,7 @@ def agent_config(
     autostop: AutostopRecord | None,
     ray_start: Command | None = None,
     lease_s: float | None = None,
+    node_lost_s: float | None = None,
 ) -> dict[str, object]:
     """The content of agent.json. ray_start: what starts this node's Ray, for its agent to repeat; None: never.
 
@@ -192,6 +193,7 @@ def agent_config(
         ],
         "autostop": attrs.asdict(autostop) if autostop else None,
         "lease_s": lease_s,
+        "node_lost_s": node_lost_s,
         "standing": uuid.uuid4().hex,
         "ray_start": {"argv": list(ray_start.words()), "env": dict(ray_start.env)} if ray_start else None,
     }

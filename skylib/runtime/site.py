@@ -51,6 +51,7 @@ class Site:
     members: tuple[Member, ...]
     autostop: AutostopRecord | None = None
     lease_s: float | None = None
+    node_lost_s: float | None = None
     launched_at: float = 0.0
     resources: Mapping[str, object] = attrs.field(factory=dict)
 
