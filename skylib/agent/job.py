@@ -75,6 +75,8 @@ class Job:
         self.placement: Placement = parse_placement(row["placement"])
         details = json.loads(row.get("details") or "{}")
         self.signals: List[Optional[int]] = details.get("signals") or []
+        if not self.exit_codes:  # as a text, the code of one rank that nobody knows is the same as none at all
+            self.exit_codes = [None] * len(self.signals)
         self.first_cause: Optional[Dict[str, Any]] = details.get("first_cause")
         self.attempt: int = details.get("attempt") or 0
         self.run_at: Optional[float] = details.get("run_at")

@@ -362,3 +362,13 @@ def test_a_restart_is_no_reboot(client: Client, agent: InProcessAgent) -> None:
     waits = client.submit("true")
     client = again(agent)
     assert [client.job(job_id)["status"] for job_id in (holder, waits)] == ["RUNNING", "PENDING"]
+
+
+def test_an_end_that_nobody_knows_is_the_same_after_a_restart(client: Client, agent: InProcessAgent) -> None:
+    """The only rank of a job was lost: its exit code is unknown, then and later."""
+    job_id = client.submit("echo on; sleep 60")
+    until(lambda: client.log(job_id, follow=False))
+    agent.lose(0, "node host0 is gone")
+    job = client.done(job_id)
+    assert (job["status"], job["exit_codes"]) == ("FAILED_DRIVER", [None])
+    assert again(agent).job(job_id) == job

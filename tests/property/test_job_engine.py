@@ -217,7 +217,8 @@ class EngineMachine(RuleBasedStateMachine):
         for job in self.engine.jobs.values():
             end = (job.status, job.cause, tuple(job.exit_codes))
             if job.is_terminal:
-                assert self.ended.setdefault(job.job_id, end) == end
+                first = self.ended.setdefault(job.job_id, end)
+                assert first == end
             else:
                 assert job.job_id not in self.ended
             assert job.attempt <= self.retries[job.job_id]
