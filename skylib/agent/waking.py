@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import struct
 from typing import Dict, List, Optional
 
 __all__ = ["Wakeup"]
@@ -12,8 +13,11 @@ __all__ = ["Wakeup"]
 _IN_MODIFY = 0x2
 _IN_MOVED_TO = 0x80
 _IN_CREATE = 0x100
+_IN_IGNORED = 0x8000
 _IN_ONLYDIR = 0x01000000
-_MASK = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_ONLYDIR
+_IN_ONESHOT = 0x80000000
+_MASK = _IN_MODIFY | _IN_MOVED_TO | _IN_CREATE | _IN_ONLYDIR | _IN_ONESHOT
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC  # IN_NONBLOCK and IN_CLOEXEC have their values
 _STRIKES = 3
 
@@ -21,8 +25,9 @@ _STRIKES = 3
 class Wakeup:
     """An event that others set, and that changes in directories set.
 
-    Until `clear` it stays set. One thread waits; any may `set`. trusted: changes in watched directories have been told so
-    far. A file system that tells nothing (some network ones) loses that trust by `missed`.
+    Until `clear` it stays set. One thread waits; any may `set`. A directory tells of one change, then of none until `watch`
+    is called again: being told of each would double what a write of few bytes costs the job. trusted: changes in watched
+    directories have been told so far. A file system that tells nothing (some network ones) loses that trust by `missed`.
     """
 
     def __init__(self, *, use_inotify: bool = True) -> None:
@@ -47,7 +52,7 @@ class Wakeup:
         return self._inotify >= 0 and self._strikes < _STRIKES
 
     def watch(self, paths: List[str]) -> bool:
-        """These directories are the ones to be told of from now on; False when that cannot be, for one of them at least."""
+        """From now on the next change in each of these directories is told; False when that cannot be, for one at least."""
         for path in set(self._watches) - set(paths):
             self._forget(path)
         missing = [path for path in paths if path not in self._watches and not self._add(path)]
@@ -81,10 +86,24 @@ class Wakeup:
     def clear(self) -> None:
         for handle in (self._read, self._inotify):
             try:
-                while handle >= 0 and len(os.read(handle, 65536)) == 65536:
-                    pass
+                while handle >= 0:
+                    data = os.read(handle, 65536)
+                    if handle == self._inotify:
+                        self._told(data)
+                    if len(data) < 32768:  # events come whole, so there may be room left although there are more
+                        break
             except BlockingIOError:
                 continue
+
+    def _told(self, events: bytes) -> None:
+        """A directory that has told of a change is no longer watched."""
+        place = 0
+        while place < len(events):
+            number, mask, _, length = _EVENT.unpack_from(events, place)
+            place += _EVENT.size + length
+            if mask & _IN_IGNORED:
+                for path in [path for path, known in self._watches.items() if known == number]:
+                    del self._watches[path]
 
     def wait(self, timeout_s: float) -> bool:
         """True when it is set; False at the timeout."""
