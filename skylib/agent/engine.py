@@ -107,7 +107,14 @@ class Engine(Listeners):
         for end in ends:
             self._spawn(self._clear_away(end.job))
         if not asleep:
+            self._tidy_secrets()
             self.orders.load()
+
+    def _tidy_secrets(self) -> None:
+        try:
+            self._secrets.keep_only({job.job_id for job in self.jobs.values() if not job.is_terminal})
+        except OSError as exc:
+            _log.error("secrets of jobs that have ended are still on the disk: %s", exc)
 
     def _is_over(self, task_id: str) -> bool:
         job = self.jobs.get(self._by_task.get(task_id, 0))
@@ -189,9 +196,9 @@ class Engine(Listeners):
         """The newest job for None. Raises Refused "not_found"."""
         if job_id is None and self.jobs:
             job_id = next(reversed(self.jobs))
-        job = self.jobs.get(job_id or 0)
+        job = self.jobs.get(job_id) if job_id is not None else None
         if job is None:
-            message = f"there is no job {job_id} on this cluster" if job_id else "there are no jobs"
+            message = f"there is no job {job_id} on this cluster" if job_id is not None else "there are no jobs"
             raise Refused("not_found", message, job_id=job_id)
         return job
 
@@ -348,8 +355,11 @@ class Engine(Listeners):
             job.status, job.cause, job.exit_codes, job.ended_at = end.status, end.cause, list(end.codes), now
             job.signals, job.first_cause = list(end.signals), None if end.first_cause is None else dict(end.first_cause)
             self.collector.close(job.task_id)
-            self._secrets.drop(job_id)
             self.tell(job_id)
+            try:
+                self._secrets.drop(job_id)
+            except OSError as exc:  # the end is written down: it is told, and the file goes when an agent begins
+                _log.error("the secrets of job %d are still on the disk: %s", job_id, exc)
         self.on_event()
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Dict, Mapping
+from typing import Any, Container, Dict, Mapping
 
 from .supervisor import write_file
 
@@ -34,6 +34,13 @@ class SecretFiles:
             os.unlink(self._path(job_id))
         except FileNotFoundError:
             pass
+
+    def keep_only(self, job_ids: Container[int]) -> None:
+        """All others go: an agent that died may have left them behind. Raises OSError."""
+        for name in os.listdir(self._folder) if os.path.isdir(self._folder) else []:
+            number = name.partition(".")[0]
+            if number.isdigit() and int(number) not in job_ids:
+                os.unlink(os.path.join(self._folder, name))
 
     def _path(self, job_id: int) -> str:
         return os.path.join(self._folder, f"{job_id}.json")

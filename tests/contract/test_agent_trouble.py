@@ -108,3 +108,37 @@ def test_a_job_that_was_ended_with_its_cluster_has_not_ended_by_itself(agent: In
     job = client.done(job_id)
     assert (job["status"], job["cause"]) == ("FAILED_DRIVER", "rank 0 (host0) was lost: the cluster was ended while it ran")
     assert client.job(before["job_id"]) == before
+
+
+def test_a_job_that_takes_its_log_away_keeps_nobody_waiting(agent: InProcessAgent, client: Client) -> None:
+    """It ends as it ended, and so does the one beside it; what can still be read is told."""
+    away = 'log=$(readlink -f /proc/$$/fd/1); '
+    links = client.submit(away + 'rm "$log"; ln -s "$log" "$log"; until [ -e go ]; do sleep 0.01; done; exit 3')
+    folder = client.submit(away + 'rm "$log"; mkdir "$log"; exit 4')
+    beside = client.submit("echo beside; touch go")
+    assert client.done(beside)["exit_codes"] == [0]
+    assert client.text(beside) == "beside\n"
+    assert client.done(folder)["exit_codes"] == [4]
+    assert client.done(links)["exit_codes"] == [3]
+
+
+def test_secrets_that_an_agent_left_behind_go_with_the_next_one(agent: InProcessAgent, client: Client) -> None:
+    """It may have died right after a job's end, or before a job was in the table; those of waiting jobs stay."""
+    client.submit("until [ -e go ]; do sleep 0.01; done", demand={"CPU": 4})
+    waiting = client.submit("true", demand={"CPU": 4}, secrets={"S": "s"})
+    folder = Path(agent.head.secrets)
+    (folder / "7.json").write_text("{}")
+    again(agent)
+    assert [path.name for path in folder.iterdir()] == [f"{waiting}.json"]
+
+
+def test_a_job_whose_secrets_cannot_be_removed_ends_all_the_same(agent: InProcessAgent, client: Client) -> None:
+    """Who waits for it is told: here a directory stands where the file was."""
+    job_id = client.submit("touch begun; until [ -e go ]; do sleep 0.01; done", secrets={"S": "s"})
+    workdir = Path(agent.head.root, "sky_workdir")
+    until((workdir / "begun").exists)
+    path = Path(agent.head.secrets, f"{job_id}.json")
+    path.unlink()
+    path.mkdir()
+    (workdir / "go").touch()
+    assert client.done(job_id, timeout_s=10)["status"] == "SUCCEEDED"
