@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 __all__ = ["LEFT", "NEVER_READY", "guard", "pause_s"]
 
@@ -48,8 +48,8 @@ class _Guardian:
             except ProcessLookupError:
                 pass
 
-    def begin(self, work: Callable[[], int]) -> bool:
-        """Has a child do it; False when there is none, because it was told to leave before."""
+    def begin(self, serve: Callable[[int], int], report: Optional[int]) -> bool:
+        """Has a child serve; False when there is none, because it was told to leave before. report: None for nobody's."""
         with _undisturbed():
             if self.leaving:
                 return False
@@ -58,7 +58,7 @@ class _Guardian:
                 return True
             for number in _TO_LEAVE:
                 signal.signal(number, signal.SIG_DFL)
-        os._exit(work())
+        os._exit(serve(os.open(os.devnull, os.O_WRONLY) if report is None else report))
 
     def wait(self) -> int:
         """The child's exit code; negative for a signal."""
@@ -87,7 +87,7 @@ def guard(serve: Callable[[int], int], report: int, wanted: Callable[[], bool]) 
     code = LEFT
     while True:
         began = time.monotonic()
-        if not me.begin(lambda: serve(report if first else os.open(os.devnull, os.O_WRONLY))):
+        if not me.begin(serve, report if first else None):
             return code
         if first:
             os.close(report)
