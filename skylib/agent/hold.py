@@ -34,12 +34,20 @@ def _standing(holder: Mapping[str, Any], config: AgentConfig, *, asleep: bool) -
     """(it serves as well as we would, it makes room for us) of the agent that holds the lock.
 
     An agent of another bundle or cluster makes room, as does one that is asleep for one that is not; never the reverse.
+    So does one whose guardian has ended: nobody would begin it anew.
     """
     ours = holder.get("cluster_id") == config.cluster_id
     same = ours and holder.get("bundle") == config.bundle
     if holder.get("asleep"):
         return same and asleep, not (same and asleep)
-    return (ours if asleep else same), not asleep and not same
+    serves = ours if asleep else same and _is_guarded(holder)
+    return serves, not asleep and not serves
+
+
+def _is_guarded(holder: Mapping[str, Any]) -> bool:
+    """False also of one that has not written down its guardian."""
+    pid, start = holder.get("guardian") or (0, 0)
+    return pid > 0 and is_alive(int(pid), int(start))
 
 
 def take_over(config: AgentConfig, *, asleep: bool) -> int:

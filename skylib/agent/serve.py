@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 
 from .config import AgentConfig, load_config
@@ -18,6 +19,8 @@ from .protocol import TOKEN_VARIABLE
 __all__ = ["main"]
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 1.0
+_AGAIN_S = 30.0
 
 
 def _detach(config: AgentConfig, report: int) -> None:
@@ -56,7 +59,10 @@ def _serve(config: AgentConfig, report: int, *, asleep: bool, guardian: int = 0)
             daemon = Daemon(config, Ranks() if asleep else RayLink(config), asleep=asleep)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_event_loop().add_signal_handler(number, daemon.leave)
+            watch = asyncio.ensure_future(_miss_guardian(guardian)) if guardian else None
             await daemon.run(ready)
+            if watch is not None:
+                watch.cancel()
 
         asyncio.run(run())
         return LEFT
@@ -67,6 +73,19 @@ def _serve(config: AgentConfig, report: int, *, asleep: bool, guardian: int = 0)
         except OSError:
             pass
         return 1 if listening else NEVER_READY
+
+
+async def _miss_guardian(guardian: int) -> None:
+    """When the guardian has ended before us, another agent is started, with a guardian of its own, that takes our place."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        if os.getppid() == guardian:
+            continue
+        _log.error("the guardian has died: another agent, with one of its own, takes over")
+        argv = [sys.executable, *sys.argv]
+        null = subprocess.DEVNULL
+        subprocess.Popen(argv, stdin=null, stdout=null, start_new_session=True)  # has us leave, and outlives us
+        await asyncio.sleep(_AGAIN_S)
 
 
 def _watch_over(config: AgentConfig, report: int) -> int:

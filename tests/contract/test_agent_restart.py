@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import Any
 import pytest
 
 from skylib.agent.node import NodeService
-from skylib.agent.processes import carrying, own
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
+from skylib.agent.processes import carrying, is_alive, own
+from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, end_everything, run_daemon, until
 
 SETTING = {"wait_for": "jobs_and_ssh", "hook": None, "hook_timeout_s": None}
 SLOW = "for i in $(seq 60); do echo $SKYPILOT_NODE_RANK $i; sleep 0.02; done"
@@ -338,3 +340,33 @@ def test_a_new_beginning_forgets_the_stop(agent: InProcessAgent) -> None:
     stopped.write_text("{}")
     agent.begin()
     assert not stopped.exists()
+
+
+def test_an_agent_whose_guardian_dies_has_another_one_take_its_place(tmp_path: Path) -> None:
+    """kill -9 of the guardian alone: soon an agent with a guardian of its own serves, which is begun anew when it dies."""
+    config = NodeFolders(tmp_path, count=2).write()[1]
+    lock = Path(config.sky, "agent.lock")
+
+    def guarded() -> dict[str, Any] | None:
+        text = lock.read_text()
+        holder: dict[str, Any] = json.loads(text) if text else {}
+        whole = holder.get("listens") and holder["guardian"]
+        return holder if whole and is_alive(*holder["guardian"]) and is_alive(holder["pid"], holder["start"]) else None
+
+    def kill(pid: int, start: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_alive(pid, start))
+
+    run_daemon(sys.executable, config)
+    try:
+        first: dict[str, Any] = until(guarded, timeout_s=60)
+        kill(*first["guardian"])
+        second: dict[str, Any] = until(guarded, timeout_s=60)
+        assert second["pid"] != first["pid"]
+        until(lambda: not is_alive(first["pid"], first["start"]), timeout_s=60)
+        kill(second["pid"], second["start"])
+        third: dict[str, Any] = until(guarded, timeout_s=60)
+        assert third["guardian"] == second["guardian"]
+        Client(config.socket).close()
+    finally:
+        end_everything([config])
