@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import skylib
 from skylib.models.cluster import AutostopRecord
 from skylib.session import Session
@@ -136,6 +138,7 @@ def test_a_killed_orchestrator_leaks_nothing_even_with_a_crashed_head(lab: Lab):
     lab.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_a_lease_that_ran_out_is_told_and_outlives_the_agent(lab: Lab):
     """The agent was killed; its successor ends job and cluster when they are due. Log and cause stay."""
     orchestrator = launched_by_another(lab, "15s", 2, "echo begun; sleep 3602")
@@ -154,6 +157,7 @@ def test_a_lease_that_ran_out_is_told_and_outlives_the_agent(lab: Lab):
     lab.assert_nothing_left()
 
 
+@pytest.mark.slow
 def test_one_who_waits_keeps_the_lease(lab: Lab):
     """A wait or a followed log is contact as long as it lasts; a start has the same lease again."""
     job = lab.client.launch(lab.task("sleep 24"), "waited", lease="12s")

@@ -24,7 +24,7 @@ def unguarded(host: Host) -> Iterator[None]:
         host.sh(f"for away in {GUARD}.away; do mv $away ${{away%.away}}; done", check=True)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_door_that_is_open_fails_the_launch_by_name(lab: Lab, count: int) -> None:
     """The error names host and port; nothing of the cluster is left. On one node as on several."""
     host = lab.hosts[0]

@@ -83,6 +83,7 @@ def went_on(job: skylib.Job, ranks: int) -> None:
         assert said == [*(f"tick {number}" for number in range(len(said) - 1)), f"ended {len(said) - 1}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "program"), [(1, "raylet"), (0, "gcs_server")])
 def test_what_is_killed_is_told_and_comes_back(site: Site, rank: int, program: str):
     """kill -9: `info` says so at once, another one comes by itself, and a gang runs through it with all its lines."""

@@ -15,7 +15,10 @@ from tests.user_ray import USERS_PORT, VERSIONS, UserRay, said
 NOT_FOUND = "Could not find any running Ray instance"
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+OTHERS = [pytest.param(version, marks=pytest.mark.slow) for version in VERSIONS[1:]]
+
+
+@pytest.fixture(scope="module", params=[VERSIONS[0], *OTHERS])
 def rays(request: pytest.FixtureRequest, shared: Lab) -> Iterator[list[UserRay]]:
     """An environment with Ray of the account's own on each node of the cluster, the head first; none is started."""
     with ThreadPoolExecutor() as pool:
