@@ -193,8 +193,7 @@ class Client:
         """End jobs and every process of theirs on all nodes; neither ids nor all: the newest running one."""
         if all and job_ids is not None:
             raise InvalidSpecError("give job_ids or all, not both", field="job_ids")
-        wanted = [job_ids] if isinstance(job_ids, int) else job_ids
-        return execute.cancel(self._session, name, wanted, all_jobs=all)
+        return execute.cancel(self._session, name, job_ids, all_jobs=all)
 
     def tail_logs(
         self,
@@ -215,8 +214,7 @@ class Client:
 
     def download_logs(self, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
         """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""
-        wanted = [job_ids] if isinstance(job_ids, int) else job_ids
-        return joblogs.download_logs(self._session, name, wanted)
+        return joblogs.download_logs(self._session, name, job_ids)
 
     def discover(self, hosts: str | Iterable[str] | None = None) -> list[Discovered]:
         """Clusters that machines tell of, whoever launched them, by name; nothing is changed anywhere.

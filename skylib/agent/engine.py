@@ -237,11 +237,12 @@ class Engine(Listeners):
         return Reasons(self.jobs[next(iter(self._queue))], Situation(self._cluster(), whole, missing, problem))
 
     async def cancel(self, job_ids: Sequence[int], *, everything: bool) -> List[Dict[str, Any]]:
-        """Queued jobs at once, in one transaction; the others when their processes are gone."""
+        """Queued jobs at once, in one transaction; the others when their processes are gone. None that had ended."""
         if everything:
             chosen = [job for job in self.jobs.values() if not job.is_terminal]
         elif job_ids:
-            chosen = [self.find(job_id) for job_id in dict.fromkeys(job_ids)]
+            named = [self.find(job_id) for job_id in dict.fromkeys(job_ids)]
+            chosen = [job for job in named if not job.is_terminal]
         else:
             running = [job for job in self.jobs.values() if job.status in ("SETTING_UP", "RUNNING")]
             chosen = running[-1:]

@@ -292,7 +292,10 @@ class NodeService:
         while left and room > 0:
             turn, left = left, []
             for key, rank, ended in turn:
-                piece = rank.tail.read(time.monotonic(), last=ended is not None, most=most)
+                try:
+                    piece = rank.tail.read(time.monotonic(), last=ended is not None, most=most)
+                except OSError:  # it is read another time, its end told then; the other ranks do not wait for it
+                    continue
                 if piece is None:
                     if ended is not None:
                         reply.ends.append((key, ended))

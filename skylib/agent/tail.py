@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import NamedTuple, Optional
+from typing import IO, NamedTuple, Optional
 
 __all__ = ["MAX_PIECE", "Piece", "Tail", "cut_utf8"]
 
@@ -11,6 +12,7 @@ MAX_PIECE = 1 << 18
 _LONG_LINE = 1 << 16
 _HOLD_S = 0.08
 _HOLD_GROWING_S = 0.25
+_TAKEN_AWAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP})
 
 
 class Piece(NamedTuple):
@@ -51,18 +53,20 @@ class Tail:
     def read(self, now: float, *, last: bool, most: int = MAX_PIECE) -> Optional[Piece]:
         """The next piece, not yet taken (`taken` moves on). last: the writer has ended, so nothing is held back.
 
-        most: bytes of it. None when there is nothing to give now.
+        most: bytes of it. None when there is nothing to give now. Raises OSError for what may pass.
         """
         self.held = False
         try:
             size = os.stat(self.path).st_size
             if size <= self.offset:
                 return None
-            with open(self.path, "rb", buffering=0) as file:
+            with self._open() as file:
                 file.seek(self.offset)
                 data = file.read(most)
-        except FileNotFoundError:
-            return None
+        except OSError as exc:
+            if exc.errno in _TAKEN_AWAY:  # by the job itself: there is nothing to give, and no reason to wait
+                return None
+            raise
         end = data.rfind(b"\n") + 1
         if end:
             return Piece(self.offset, data[:end], False)
@@ -73,6 +77,14 @@ class Tail:
             return None
         data = data[: cut_utf8(data)]
         return Piece(self.offset, data, True) if data else None
+
+    def _open(self) -> IO[bytes]:
+        """Opens the file. One that the job has made unreadable is made readable again, if it is the account's own."""
+        try:
+            return open(self.path, "rb", buffering=0)
+        except PermissionError:
+            os.chmod(self.path, 0o600)
+            return open(self.path, "rb", buffering=0)
 
     def taken(self, piece: Piece) -> None:
         self.offset = piece.offset + len(piece.data)

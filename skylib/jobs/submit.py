@@ -48,7 +48,8 @@ def key_for(key: str | None) -> str:
     """The user's key as it is, or one of our own. Raises InvalidSpecError for what cannot be one."""
     if key is None:
         return own_key()
-    if not isinstance(key, str) or not key or key.startswith(OWN_KEY) or len(key) > LONGEST_KEY:
+    unfit = not isinstance(key, str) or not key or key.startswith(OWN_KEY) or len(key) > LONGEST_KEY
+    if unfit or any("\ud800" <= each <= "\udfff" for each in key):
         shown = f"{key!r:.80}" if isinstance(key, str) else type(key).__name__
         raise InvalidSpecError(
             f"a key is text of 1 to {LONGEST_KEY} characters that does not begin with {OWN_KEY!r}, not {shown}", field="key"

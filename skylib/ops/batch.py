@@ -25,7 +25,7 @@ def submit_all(
     The workdir, which all must share, is brought up to date once; no setup, no other files. keys: one a task.
     Raises InvalidSpecError with `index`, the place of the task at fault; then none is queued.
     """
-    if isinstance(tasks, (str, Task)):
+    if isinstance(tasks, (str, Task)) or not isinstance(tasks, Iterable):
         raise InvalidSpecError("tasks must be several tasks or command lines; exec takes one", field="tasks")
     wanted = [_at(index, each) for index, each in enumerate(tasks)]
     given = _keys(keys, len(wanted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 
 from skylib.errors import InvalidSpecError
@@ -11,7 +12,7 @@ from skylib.models.task import Task
 from skylib.models.unsupported import unsupported_fields
 from skylib.optimizer.fit import fits_cluster
 
-__all__ = ["check_task", "named", "refuse_misfit", "seconds"]
+__all__ = ["check_task", "job_id", "job_ids", "named", "patience", "refuse_misfit", "seconds"]
 
 
 def check_task(task: Task) -> None:
@@ -60,3 +61,48 @@ def seconds(value: object, *, field: str) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def patience(value: object, *, field: str = "timeout_s") -> float | None:
+    """How long to wait: seconds, 0 (or less) for one look; None, or math.inf, is for as long as it takes.
+
+    Raises InvalidSpecError for everything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        shown = f"{value!r:.80}" if isinstance(value, (float, str)) else type(value).__name__
+        raise InvalidSpecError(f"{field} must be a number of seconds or None, not {shown}", field=field)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf if value > 0 else 0.0
+    return None if found == math.inf else found
+
+
+def job_ids(ids: object, *, field: str = "job_ids") -> list[int] | None:
+    """The jobs that are meant, of one id or of several; None for None. Raises InvalidSpecError for what is no id.
+
+    Text is none: the ids in "12" are not 1 and 2.
+    """
+    if ids is None:
+        return None
+    if isinstance(ids, (str, bytes, bytearray)):
+        raise InvalidSpecError(f"{field} must be a number or numbers, not {ids!r:.80}", field=field)
+    return [_number(each, field) for each in (ids if isinstance(ids, Iterable) else [ids])]
+
+
+def job_id(value: object, *, field: str = "job_id") -> int | None:
+    """The job that is meant; None for None. Raises InvalidSpecError for what is no id."""
+    return None if value is None else _number(value, field)
+
+
+def _number(value: object, field: str) -> int:
+    """What counts as a whole number, numpy's included, but no bool."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    shown = f"{value!r:.80}" if isinstance(value, (bool, float, str)) else type(value).__name__
+    raise InvalidSpecError(f"{field} must be the number of a job, not {shown}", field=field)

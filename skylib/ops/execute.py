@@ -11,6 +11,7 @@ from skylib.jobs.submit import Submitted, job_spec, key_for, submit
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 from skylib.models.task import Task
+from skylib.ops import checks
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.files import deliver, prepare_files
 from skylib.ops.holding import hold
@@ -47,9 +48,7 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
             return submit(session.agent(record), spec, record)
 
 
-def deliver_workdir(
-    session: Session, task: Task, record: ClusterRecord, operation: str, events: EventSink
-) -> ClusterRecord:
+def deliver_workdir(session: Session, task: Task, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
     """Brings the task's workdir up to date on all nodes, under the cluster's lock; the record as it is then."""
     files = prepare_files(task, events, workdir_only=True)
     if files:
@@ -73,8 +72,9 @@ def queue(session: Session, name: str, *, include_ended: bool = True) -> list[Jo
 def job(session: Session, name: str, job_id: int | None, *, cluster_id: str | None = None) -> JobRecord:
     """One job as it is now (None: the newest); as it was seen last, when the cluster is stopped or gone.
 
-    Raises JobNotFound, ClusterNotFound.
+    Raises JobNotFound, ClusterNotFound, InvalidSpecError.
     """
+    job_id = checks.job_id(job_id)
     life = life_of(session, name, cluster_id)
     record = life.askable
     if record is not None:
@@ -103,8 +103,10 @@ def wait(
 ) -> JobRecord:
     """The job when it has ended; as it was seen last, when the cluster is stopped or gone.
 
-    Raises JobFailed when `check` and it did not succeed, TransportTimeout, JobNotFound, AgentError, TransportError.
+    Raises JobFailed when `check` and it did not succeed, TransportTimeout, JobNotFound, InvalidSpecError,
+    AgentError, TransportError.
     """
+    timeout_s = checks.patience(timeout_s)
     life = life_of(session, name, cluster_id)
     record = life.askable
     if record is None:
@@ -118,21 +120,22 @@ def wait(
 def cancel(
     session: Session,
     name: str,
-    job_ids: Sequence[int] | None = None,
+    job_ids: int | Sequence[int] | None = None,
     *,
     all_jobs: bool = False,
     cluster_id: str | None = None,
 ) -> list[polling.Cancelled]:
     """End jobs and every process of theirs, on all nodes. Without ids or all: the newest running one.
 
-    An empty list means none. A job of a cluster that is gone has ended: nothing is to be done.
+    An empty list means none. A job of a cluster that is gone has ended: nothing is to be done. Raises InvalidSpecError
+    for what is no id, JobNotFound, ClusterNotUp.
     """
-    if job_ids is not None and not job_ids and not all_jobs:
+    jobs = checks.job_ids(job_ids)
+    if jobs == [] and not all_jobs:
         return []
     if cluster_id is not None and life_of(session, name, cluster_id).record is None:
         return []
     record = require_up(session, name)
-    jobs = list(job_ids) if job_ids is not None else None
     with session.operation("cancel", name) as events:
         try:
             record = finish_left(session, record, "cancel", events)
@@ -141,7 +144,7 @@ def cancel(
                 raise
             return []
         with session.intent("cancel", name, cluster_id=record.cluster_id, job_ids=jobs, all=all_jobs):
-            return polling.cancel(session.agent(record), name, job_ids, all_jobs=all_jobs)
+            return polling.cancel(session.agent(record), name, jobs, all_jobs=all_jobs)
 
 
 def finish_left(session: Session, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:

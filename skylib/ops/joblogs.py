@@ -10,6 +10,7 @@ from skylib.jobs import kept, logs, polling
 from skylib.jobs.stream import ONE_LOOK_PATIENCE_S, PATIENCE_S, LogStream, Place, Source
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord
+from skylib.ops import checks
 from skylib.ops.execute import queue, seen_job
 from skylib.ops.keeping import keep_log
 from skylib.ops.lives import Life, life_of
@@ -38,8 +39,8 @@ def tail_logs(
     place = Place(_count(offset, "offset"), None if tail is None else _count(tail, "tail"))
     if tail is not None and offset:
         raise InvalidSpecError("give offset or tail, not both", field="tail")
+    known = job_id = checks.job_id(job_id)
     life = life_of(session, name, cluster_id)
-    known = job_id
     if life.askable is None:
         known = _require_kept(session, life, job_id)
 
@@ -78,12 +79,13 @@ def _require_kept(session: Session, life: Life, job_id: int | None) -> int:
     return found.job_id
 
 
-def download_logs(session: Session, name: str, job_ids: Sequence[int] | None = None) -> dict[int, Path]:
+def download_logs(session: Session, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
     """Bring home the merged log and each rank's own; job id -> the folder. None: all jobs of the cluster."""
+    ids = checks.job_ids(job_ids)
     life = life_of(session, name)
     known = queue(session, name)
-    wanted = [each for each in known if job_ids is None or each.job_id in set(job_ids)]
-    missing = sorted(set(job_ids or ()) - {each.job_id for each in wanted})
+    wanted = [each for each in known if ids is None or each.job_id in set(ids)]
+    missing = sorted(set(ids or ()) - {each.job_id for each in wanted})
     if missing:
         raise JobNotFound(f"cluster {name!r} has no job {missing[0]}", cluster=name, job_id=missing[0])
     found: dict[int, Path] = {}

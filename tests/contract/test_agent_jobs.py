@@ -223,6 +223,7 @@ def test_cancel_of_queued_jobs_is_immediate_and_leaves_the_running(client: Clien
     assert {client.job(job_id)["status"] for job_id in queued} == {"CANCELLED"}
     assert client.job(holder)["status"] == "RUNNING"
     assert client.call("cancel")["cancelled"][0]["job_id"] == holder
+    assert client.call("cancel", job_ids=[holder, *queued])["cancelled"] == []
 
 
 def test_a_background_process_does_not_hold_the_job_up_and_lives_on(client: Client) -> None:

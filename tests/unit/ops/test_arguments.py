@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from skylib.errors import ClusterNotFound, InvalidSpecError
 from skylib.models.cluster import ClusterStatus
 from skylib.models.resources import Resources
 from skylib.models.task import Task
-from skylib.ops import launch, reconcile, status
+from skylib.ops import batch, checks, execute, joblogs, launch, reconcile, status
 from skylib.session import Session
 from tests.doom import Doom, Wires
 from tests.scripted_node import ScriptedLab
@@ -100,3 +101,59 @@ def test_reconcile_knows_the_clusters_that_there_are(session: Session) -> None:
     assert caught.value.known == ("a",)
     session.store.begin_intent("launch", "b", {"cluster_id": "new", "new": True})
     assert [each.cluster for each in reconcile.reconcile(session, ["a", "b"])] == ["b"]
+
+
+@pytest.mark.parametrize("job_id", ["1", "12", True, 1.0, b"1", [None], ["1"], [True], {}.keys], ids=repr)
+def test_ids_of_jobs_are_numbers(session: Session, job_id: Any) -> None:
+    """Nothing else is taken for one: "12" would be 1 and 2, True the first. Nobody is asked, no job is ended."""
+    several: list[Callable[[], object]] = [
+        lambda: execute.cancel(session, "a", job_id),
+        lambda: joblogs.download_logs(session, "a", job_id),
+    ]
+    single: list[Callable[[], object]] = [
+        lambda: execute.job(session, "a", job_id),
+        lambda: joblogs.tail_logs(session, "a", job_id),
+    ]
+    for call in several + single:
+        with pytest.raises(InvalidSpecError) as caught:
+            call()
+        assert caught.value.field in ("job_id", "job_ids")
+
+
+class _Integer:
+    """A number of a library of its own, as numpy has them."""
+
+    def __index__(self) -> int:
+        return 1
+
+
+def test_any_whole_number_is_an_id(session: Session) -> None:
+    """One or several, of whatever kind; and in any collection."""
+    number: Any = _Integer()
+    for ids in (1, number, [number], (1,), {1}, range(1, 2), iter([1])):
+        assert checks.job_ids(ids) == [1]
+    assert execute.job(session, "a", number).job_id == 1
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, "3", True, [], b"1"], ids=repr)
+def test_a_wait_has_seconds_or_no_end(session: Session, timeout_s: Any) -> None:
+    """Not a number would be to wait for ever."""
+    with pytest.raises(InvalidSpecError) as caught:
+        execute.wait(session, "a", 1, timeout_s=timeout_s)
+    assert caught.value.field == "timeout_s"
+
+
+@pytest.mark.parametrize("tasks", [None, 5, "true", Task(run="true")], ids=repr)
+def test_many_tasks_are_several(session: Session, tasks: Any) -> None:
+    """One is for exec, and nothing is no list."""
+    with pytest.raises(InvalidSpecError) as caught:
+        batch.submit_all(session, tasks, "a")
+    assert caught.value.field == "tasks"
+
+
+@pytest.mark.parametrize("key", ["", "~mine", "k" * 1001, 3, b"k", "k\udcff"], ids=lambda key: repr(key)[:12])
+def test_a_key_is_text(session: Session, key: Any) -> None:
+    """Of some length, which can be written down."""
+    with pytest.raises(InvalidSpecError) as caught:
+        execute.exec_(session, "true", "a", key=key)
+    assert caught.value.field == "key"
