@@ -135,7 +135,7 @@ class RayLink(Ranks):
         """One life of the child; True when it was connected."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environ.update(RAY_USAGE_STATS_ENABLED="0", PYTHONWARNINGS="ignore", SKYLIB_CLUSTER_ID=self._config.cluster_id)
-        environ.update(tls_environment(self._config))
+        environ.update(tls_environment(self._config), GRPC_VERBOSITY="NONE")  # else a line for each stranger that knocks
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             self._config.bundle_of(self._config.me),

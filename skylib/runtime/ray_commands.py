@@ -8,6 +8,7 @@ RAY_raylet_client_*          a raylet's own store is asked every 20 ms, not ever
 RAY_enable_worker_prestart, RAY_prestart_worker_first_driver  one idle Python per CPU that nobody would use
 RAY_health_check_*           the GCS gives up a silent node after 10 s, not after 20 to 60; a break of 5 s does no harm
 SPT_NOENV                    processes that give themselves titles do not write them over what they inherited: the token
+GRPC_VERBOSITY               a stranger who knocks at a port fills no disk: gRPC would write a line each time, without end
 RAY_USE_TLS, RAY_TLS_*, RAY_AUTH_*  tls.py: who has no certificate of the cluster, or no token, is refused
 SKYLIB_RAY_DOORS             door_guard.py, which the environment holds: Ray's HTTP servers answer this account alone
 RAY_START_HOOK               start_hook.py, which the environment holds; it reads the SKYLIB_RAY_ variables
@@ -147,6 +148,7 @@ def _environment(node: RayNode, cluster_id: str) -> dict[str, str]:
         "RAY_raylet_client_num_connect_attempts": "500",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         "SPT_NOENV": "1",
+        "GRPC_VERBOSITY": "NONE",
         "RAY_START_HOOK": START_HOOK,
         "SKYLIB_RAY_TEMP_DIR": node.layout.temp_dir,
         **(node.seal.environment(node.layout) if node.seal else {}),

@@ -55,6 +55,12 @@ def test_the_head_is_started_as_skypilot_starts_it() -> None:
     assert said["--object-manager-port"] == "8076"
 
 
+def test_strangers_who_knock_fill_no_disk() -> None:
+    """gRPC, which would write a line for each refused connection, into files that nobody turns over, is silent."""
+    for command in (head_start(NODE, HEAD, cluster_id="c1"), worker_start(NODE, "10.0.0.3:6380", cluster_id="c1")):
+        assert settings(command)["GRPC_VERBOSITY"] == "NONE"
+
+
 def test_a_worker_is_told_only_where_its_head_is() -> None:
     """No flag that Ray allows on heads only."""
     said = flags(worker_start(attrs.evolve(NODE, rank=1), "10.0.0.3:6380", cluster_id="c1"))
