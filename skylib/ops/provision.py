@@ -113,8 +113,17 @@ def bring_up_again(session: Session, record: ClusterRecord, events: EventSink) -
     """Bring a known cluster, of which nothing runs, up on its own hosts. Raises as `make`; nothing is undone."""
     context = session.provider_context(events, record)
     members = tuple(_known_member(node, context.probes.facts(node.address)) for node in record.nodes)
+    _note_temp_dir(session, record, choose_temp_dir([member.facts for member in members]))
     timeout_s = session.config.provision.timeout_s
     return _bring_up(session, record, members, events, beside=lambda nodes: None, timeout_s=timeout_s)
+
+
+def _note_temp_dir(session: Session, record: ClusterRecord, temp_dir: str) -> None:
+    """Another one than before, since that is somebody else's by now, is written down before it is made."""
+    known = session.require(record.name)
+    if known.cluster_id == record.cluster_id and any(node.temp_dir != temp_dir for node in known.nodes):
+        nodes = tuple(attrs.evolve(node, temp_dir=temp_dir) for node in known.nodes)
+        session.store.save_cluster(attrs.evolve(known, nodes=nodes))
 
 
 def _touched(error: BaseException) -> bool:

@@ -30,9 +30,10 @@ NOT_OURS = 84  # when the temp dir belongs to somebody else; the line printed sa
 # Runs in the node's private environment; stdin: {"root", "temp_dir", "id", "mark", "marks": [root's, temp dir's], "files",
 # "bundle"}. The marks are the claim on the account: made by link(2), which one of two that come together wins, replaced
 # only when they are this cluster's own, cannot be read, or (the temp dir's) when no root that they list has the same one.
-# A claim that is refused leaves nothing behind. Prints "have" or "need" for the bundle.
+# A claim that is refused leaves nothing behind. A temp dir that this cluster had before and has no more is removed.
+# Prints "have" or "need" for the bundle.
 _WRITE = r"""
-import fcntl, json, os, stat, sys
+import fcntl, json, os, shutil, stat, sys
 os.umask(0o077)
 given = json.load(sys.stdin.buffer)
 made = []
@@ -110,6 +111,12 @@ if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
     refuse(84, {"path": temp, "uid": found.st_uid, "directory": stat.S_ISDIR(found.st_mode)})
 claim(given["marks"][0], False)
 claim(given["marks"][1], True)
+before = mark_at(given["root"] + "/.sky/agent.json") or {}
+old = before.get("temp_dir")
+if old and old != temp and before.get("cluster_id") == given["id"]:
+    there = mark_at(old + "/cluster.json") or {}
+    if there.get("cluster_id") == given["id"] and os.lstat(old).st_uid == os.getuid():
+        shutil.rmtree(old, ignore_errors=True)
 for path, text in given["files"].items():
     os.replace(beside(path, text), path)
 bundle = given["bundle"]

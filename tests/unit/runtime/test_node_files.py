@@ -154,6 +154,18 @@ def test_a_temp_dir_of_another_account_is_refused(tmp_path: Path):
     assert "4711" in error.message
 
 
+def test_a_temp_dir_that_the_cluster_had_before_goes(tmp_path: Path):
+    """Brought up again with another one, it leaves the first behind only where another cluster is in it by now."""
+    first, taken = tmp_path / "first", tmp_path / "taken"
+    for temp in (first, taken):
+        write(plan(tmp_path / "root", temp), "a").check()
+        (temp / "session").mkdir()
+    assert not first.exists()
+    (taken / "cluster.json").write_text(json.dumps({"cluster_id": "b"}))
+    write(plan(tmp_path / "root", tmp_path / "third"), "a").check()
+    assert (taken / "session").exists()
+
+
 def test_many_nodes_with_many_devices_fit(tmp_path: Path):
     """300 nodes of 8 GPUs are more than one word of a command line may hold."""
     node = plan(tmp_path / "root", tmp_path / "temp", gpus=8)
