@@ -40,13 +40,6 @@ sync
 """
 
 
-def add(report: Report, name: str, printed: str) -> None:
-    """What the flood says of itself."""
-    seconds, processor = map(float, printed.split())
-    report.add(name, seconds)
-    report.add(f"{name}: processor", processor)
-
-
 def delays(lines: Iterable[LogLine]) -> list[float]:
     """Seconds between the printing of each line, which is the time, and now."""
     found = []
@@ -74,36 +67,54 @@ def test_a_line_reaches_its_follower_soon(shared: Lab) -> None:
 
 
 def test_a_flood_of_lines_is_not_slowed(shared: Lab, testbed: Testbed) -> None:
-    """100 MB of lines: the job takes at most 1/0.8 of the time that it takes into a local file; every line arrives."""
+    """100 MB of lines: the job takes at most 1/0.8 of the time that it takes into a local file; every line arrives.
+
+    Measured while nobody reads the log: the hosts and a reader share this machine's processors, which they do not
+    elsewhere. With a reader beside it, it is the processor's time that counts.
+    """
     report = Report("a job that prints 100 MB in lines of 100 bytes")
-    local = FLOOD + "python3 ~/flood.py ~/seconds > ~/flood.out; cat ~/seconds; rm -f ~/flood.out"
-    printed = FLOOD + "exec python3 ~/flood.py ~/seconds"
-    cluster = shared.client.cluster("shared")
-    head = shared.task('[ "$SKYPILOT_NODE_RANK" = 0 ] || exit 0\n' + printed, num_nodes=3)
-    alone = shared.task('[ "$SKYPILOT_NODE_RANK" = 0 ] || exit 0\n' + local, num_nodes=3)
+    client = shared.client
+    first = '[ "$SKYPILOT_NODE_RANK" = 0 ] || exit 0\n' + FLOOD
+    local = first + "python3 ~/flood.py ~/seconds > ~/flood.out; rm -f ~/flood.out"
+    alone, printing = (shared.task(run, num_nodes=3) for run in (local, first + "exec python3 ~/flood.py ~/seconds"))
+
+    def keep(name: str) -> None:
+        done = client.cluster("shared").run("cat ~/seconds 2>/dev/null; rm -f ~/seconds")
+        seconds, processor = map(float, next(each.stdout for each in done if each.stdout).split())
+        report.add(name, seconds)
+        report.add(f"{name}: processor", processor)
+
     settle()
     for _ in range(ROUNDS):
-        job = shared.client.exec(alone, "shared")
-        (line,) = list(job.logs())
-        add(report, "into a local file", line.text)
+        client.exec(alone, "shared").wait()
+        keep("into a local file")
+        started = time.perf_counter()
+        job = client.exec(printing, "shared")
+        job.wait()
+        report.add("ended and collected", time.perf_counter() - started)
+        keep("as a job")
+        check_all(job.logs())
         started = time.perf_counter()
         with watch(testbed.keeper_pid) as usage:
-            job = shared.client.exec(head, "shared")
-            count, total = 0, 0
-            for line in job.logs():
-                assert line.text.startswith(f"{count:09d}")
-                count += 1
-                total += len(line.raw) + 1
+            check_all(client.exec(printing, "shared").logs())
         seconds = time.perf_counter() - started
         report.add("followed to its last line", seconds)
-        done = cluster.run("cat ~/seconds 2>/dev/null; rm -f ~/seconds")
-        add(report, "as a job, followed", next(each.stdout.decode() for each in done if each.stdout.strip()))
-        assert (count, total) == (BYTES // 100, BYTES)
-        report.note(f"{total / seconds / 1e6:.1f} MB/s, {count / seconds:.0f} lines/s to the client")
-    for kind in ("", ": processor"):
-        report.against(f"as a job, followed{kind}", f"into a local file{kind}")
-    report.against("followed to its last line", "into a local file")
+        keep("as a job, followed")
+        report.note(f"{BYTES / seconds / 1e6:.1f} MB/s, {BYTES / 100 / seconds:.0f} lines/s to a follower")
+    for name in ("as a job", "as a job, followed"):
+        for kind in ("", ": processor"):
+            report.against(name + kind, f"into a local file{kind}")
     report.print()
     print(usage.text("where the time of the last one went"), flush=True)
+    assert report.best("as a job") / report.best("into a local file") <= SLOWER_AT_MOST
     assert report.ratio("as a job, followed: processor", "into a local file: processor") <= SLOWER_AT_MOST
-    assert report.best("as a job, followed") / report.best("into a local file") <= SLOWER_AT_MOST
+
+
+def check_all(lines: Iterable[LogLine]) -> None:
+    """Every line of the flood, in order."""
+    count = 0
+    for line in lines:
+        assert len(line.raw) == 99
+        assert line.text.startswith(f"{count:09d}")
+        count += 1
+    assert count == BYTES // 100
