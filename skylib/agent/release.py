@@ -25,6 +25,7 @@ _TICK_S = 1.0
 _START_GRACE_S = 900.0
 _SPREAD_WAIT_S = 5.0
 _LEASE_CANCEL_S = 20.0
+_RAY_WAIT_S = 90.0
 
 
 class Ender(Protocol):
@@ -182,6 +183,8 @@ class HeadRelease:
             if setting.get("hook"):
                 event, timeout_s = "down" if record["down"] else "stop", float(setting.get("hook_timeout_s") or 3600.0)
                 said["hook"] = await run_hook(self._config, event, setting["hook"], timeout_s)
+            if record["reason"] != "lease":
+                await self._wait_for_ray()
             if record["down"]:
                 await self._note(record)
             await self._ender.stop_all(cause=cause, within_s=_LEASE_CANCEL_S if record["reason"] == "lease" else None)
@@ -190,6 +193,15 @@ class HeadRelease:
             raise
         _complete(self._stopped, said)
         self._ender.leave()
+
+    async def _wait_for_ray(self) -> None:
+        """The other nodes are reached through Ray: one that is being started again is waited for, for a bounded time."""
+        ranks, until = self._engine.ranks, time.monotonic() + _RAY_WAIT_S
+        others = {node.rank for node in self._config.nodes if node.rank != self._config.rank}
+        while not (ranks.up and others <= {*ranks.alive(), *ranks.lost}) and time.monotonic() < until:
+            if not others:
+                return
+            await asyncio.sleep(0.2)
 
     async def _note(self, record: Mapping[str, Any]) -> None:
         """Each node knows that it was given back: what is left on it goes when its time is over, whoever comes by."""

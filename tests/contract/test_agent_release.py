@@ -86,6 +86,19 @@ def test_a_job_that_was_there_before_comes_first(agent: InProcessAgent) -> None:
     assert hook_log(agent, "stop") == "on\n"
 
 
+def test_other_nodes_are_waited_for_while_ray_is_started_again(agent: InProcessAgent) -> None:
+    """They are reached through Ray: the end goes on when it is back, so that no node is left standing."""
+    client = connect(agent)
+    agent.ranks.up = False
+    client.call("autostop", idle_minutes=0.001, hook="echo on", down=True)
+    until(lambda: hook_log(agent, "down") == "on\n")
+    time.sleep(1.2)  # more than an end takes here
+    assert json.loads(Path(agent.head.sky, "stopped.json").read_text())["stopping"] is True
+    assert client.call("info")["stopping"] is True
+    agent.ranks.up = True
+    stopped(agent)
+
+
 def test_a_hook_that_fails_keeps_nothing_from_ending(agent: InProcessAgent, caplog: pytest.LogCaptureFixture) -> None:
     """Its exit code is told in the log and in stopped.json."""
     client = connect(agent)
