@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.hosts, pytest.mark.ray, pytest.mark
 
 LINES = 200
 LATENCY_P99_S = 0.150
-ROUNDS = 3
+ROUNDS = 5
 BYTES = 100_000_000
 SLOWER_AT_MOST = 1 / 0.8
 
@@ -106,7 +106,7 @@ def test_a_flood_of_lines_is_not_slowed(shared: Lab, testbed: Testbed) -> None:
             report.against(name + kind, f"into a local file{kind}")
     report.print()
     print(usage.text("where the time of the last one went"), flush=True)
-    assert report.best("as a job") / report.best("into a local file") <= SLOWER_AT_MOST
+    assert report.ratio("as a job", "into a local file") <= SLOWER_AT_MOST
     assert report.ratio("as a job, followed: processor", "into a local file: processor") <= SLOWER_AT_MOST
 
 
