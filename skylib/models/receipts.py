@@ -50,7 +50,7 @@ class DownReceipt:
 
 @attrs.frozen(kw_only=True)
 class StartReceipt:
-    """What `start` gives back. cluster: as it is now. actions: what was done, in words and in order; empty when all was well."""
+    """What `start` gives back. cluster: as it is now. actions: what was done, in words, in order; none when all was well."""
 
     cluster: ClusterRecord
     actions: tuple[str, ...] = ()

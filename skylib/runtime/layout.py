@@ -76,10 +76,6 @@ class NodeLayout:
         return f"{self.agent_dir}/current.pyz"
 
     @property
-    def agent_log(self) -> str:
-        return f"{self.sky}/agent.log"
-
-    @property
     def jobs_db(self) -> str:
         return f"{self.sky}/jobs.db"
 

@@ -168,7 +168,7 @@ def test_a_ray_stop_would_not_find_us(cluster: RayCluster, client: Client) -> No
     assert "raylet" in words
     ours = [words.replace(b"\0", b" ").decode() for words in command_lines().values()]
     ours = [line for line in ours if cluster.head.bundle in line]
-    assert [line for line in ours if "zygote" in line]  # the warm process, and the rank's supervisor, which was forked from it
+    assert [line for line in ours if "zygote" in line]  # the warm process, and the rank's supervisor, forked from it
     assert len([line for line in ours if " daemon " in line]) == 4  # each with its guardian
     assert not [(word, line) for word in words for line in ours if word in line]
 
