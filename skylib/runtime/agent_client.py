@@ -261,6 +261,7 @@ class AgentClient:
                     host=self._transport.host,
                     cluster=self._cluster,
                     verb=verb,
+                    hint=_hint(verb, sent=True),
                 ) from empty
             if "item" in message:
                 continue
@@ -289,7 +290,15 @@ class AgentClient:
             cluster=self._cluster,
             verb=verb,
             evidence=str(broken),
+            hint=_hint(verb, sent=broken.sent),
         )
+
+
+def _hint(verb: str, *, sent: bool) -> str:
+    """What to do about a request that has no answer. sent: the agent may have read it."""
+    if sent and verb not in _REPEATABLE:
+        return "the agent may carry it out all the same: look at the cluster before the same call is made again"
+    return "the same call may be made again"
 
 
 def _last_words(process: Process) -> tuple[int | None, str]:

@@ -37,6 +37,7 @@ def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> bo
             step="runtime.agent",
             evidence=found.stderr[-500:].decode(errors="replace") or None,
             retryable=False,
+            hint="client.down(name, purge=True) forgets the cluster; client.discover() says what stands on its hosts",
         )
     if config.get("bundle") != bundle.sha256:
         transport.put(bundle.data, f"{layout.agent_dir}/{bundle.sha256}.pyz")
@@ -53,6 +54,7 @@ def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str) -> bo
             step="runtime.agent",
             command=error.command,
             evidence=error.evidence,
+            hint=f"{layout.sky}/agent.log on {transport.host} says more",
         ) from error
     return started.stdout.strip() != b"already"
 

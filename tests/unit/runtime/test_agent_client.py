@@ -94,6 +94,20 @@ def test_a_call_without_answer_drops_its_channel():
     assert len(node.calls) == 2
 
 
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("queue", "the same call may be made again"), ("submit", "look at the cluster before the same call")]
+)
+def test_a_request_without_answer_says_what_may_have_become_of_it(verb: str, hint: str):
+    """What only reads may be asked again; anything else may have been carried out."""
+    agent, _ = client(saying(), saying(b"[1]"), saying(b"[1]"))
+    with pytest.raises(AgentError) as silent:
+        agent.call(verb, answer_within_s=0.01)
+    with pytest.raises(AgentError) as broken:
+        agent.call(verb)
+    assert hint in str(silent.value.hint)
+    assert hint in str(broken.value.hint)
+
+
 def test_the_usual_time_for_an_answer_is_a_setting():
     """call_timeout_s holds where the call says nothing."""
     agent, _ = client(saying(), call_timeout_s=0.01)
