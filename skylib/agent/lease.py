@@ -98,12 +98,17 @@ class Lease:
             self._until = self._clock() + self.lease_s
 
     def set(self, lease_s: Optional[float]) -> None:
-        """From now on. Raises ValueError; OSError when it cannot be written down."""
+        """From now on. Raises ValueError; OSError when it cannot be written down; then all is as it was."""
         if lease_s is not None and not 0 < lease_s < float("inf"):
             raise ValueError(f"a lease of {lease_s} s")
+        before = self.lease_s, self._until
         self.lease_s = lease_s
         self.renew()
-        self.save(at_once=True)
+        try:
+            self.save(at_once=True)
+        except OSError:
+            self.lease_s, self._until = before
+            raise
 
     def told(self, lease_s: Optional[float], left_s: float) -> None:
         """By the head, to a worker. Raises OSError when it cannot be written down."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_a_new_length_counts_at_once_and_stays(head: AgentConfig, clock: Clock) 
     assert json.loads(Path(head.sky, "lease.json").read_text())["lease_s"] == 30
     with pytest.raises(ValueError, match="a lease of"):
         lease.set(float("nan"))
+
+
+def test_a_length_that_cannot_be_written_down_does_not_count(head: AgentConfig, clock: Clock) -> None:
+    """The caller has the error, and all is as it was."""
+    lease = Lease(head, clock=clock)
+    lease.set(7200.0)
+    clock.now += 100
+    shutil.rmtree(head.sky)
+    with pytest.raises(OSError, match=r"lease\.json"):
+        lease.set(30.0)
+    assert (lease.lease_s, lease.left_s) == (7200, 7100)
 
 
 @pytest.mark.parametrize(
