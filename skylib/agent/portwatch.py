@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from typing import Callable, Optional
@@ -18,6 +19,7 @@ ANSWERS = "answers"
 REFUSED = "refused"
 SILENT = "silent"
 UNKNOWN = "unknown"
+_log = logging.getLogger(__name__)
 _SILENT_S = 4
 _CONNECT_S = 2.0
 _REFUSED_PAUSE_S = 0.1
@@ -81,8 +83,14 @@ class PortWatch:
     def _note(self, state: str) -> str:
         if state != self.state:
             self.state, self.since = state, time.monotonic()
-            self._on_change()
+            self._tell()
         return state
+
+    def _tell(self) -> None:
+        try:
+            self._on_change()
+        except Exception:  # boundary: what others make of the news is no fault of the watch's, which goes on
+            _log.exception("that port %d of %s %s could not be followed", self.port, self.ip, self.state)
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from skylib.agent.portwatch import ANSWERS, REFUSED, UNKNOWN, PortWatch
 
 
@@ -79,3 +81,34 @@ def test_a_connection_that_the_other_side_closes_says_nothing():
         asyncio.run(run())
         server.join()
     assert told == [ANSWERS]
+
+
+def test_who_cannot_follow_the_news_does_not_end_the_watch(caplog: pytest.LogCaptureFixture):
+    """What goes wrong with one change is logged, and the next one is told."""
+    first = listening()
+    told: list[str] = []
+
+    async def run() -> None:
+        def follow() -> None:
+            told.append(watch.state)
+            if watch.state == ANSWERS:
+                raise ValueError("news that nobody expected")
+
+        watch = PortWatch("127.0.0.1", first.getsockname()[1], follow)
+        watch.begin()
+        loop = asyncio.get_running_loop()
+        accepted, _ = await loop.run_in_executor(None, first.accept)
+        deadline = time.monotonic() + 10
+        while not told:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        first.close()
+        accepted.close()
+        while REFUSED not in told:
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.01)
+        watch.stop()
+
+    asyncio.run(run())
+    assert told == [ANSWERS, REFUSED]
+    assert "news that nobody expected" in caplog.text
