@@ -141,7 +141,7 @@ class RayHold:
         if not (raylet and gcs) and (not self._kept or not self._found):
             await asyncio.get_event_loop().run_in_executor(None, self._find)
             raylet, gcs = self._alive()
-        if not self._kept and raylet and not self._head and not self._others_at_it():
+        if not self._kept and raylet and not self._head and not await self._others_at_it():
             self._keep()
         todo = step(Seen(self._kept, raylet, gcs, self._gcs.state), head=self._head)
         if self._paused:
@@ -175,9 +175,10 @@ class RayHold:
         forks = {pid for pid, (name, process) in named.items() if named.get(process.ppid, ("", None))[0] == name}
         self._pids = {name: process for pid, (name, process) in named.items() if name and pid not in forks}
 
-    def _others_at_it(self) -> bool:
+    async def _others_at_it(self) -> bool:
         """Somebody's `ray start` is still at work: on a worker, what is not below the raylet."""
-        ours = {process.pid: process for process in self._ours()}
+        found = await asyncio.get_event_loop().run_in_executor(None, self._ours)
+        ours = {process.pid: process for process in found}
         raylet = self._pids["raylet"].pid
         return any(pid != raylet and process.ppid != raylet and process.ppid not in ours for pid, process in ours.items())
 
@@ -246,7 +247,7 @@ class RayHold:
         self._on_start()
         began = time.monotonic()
         problem = await self._start()
-        self._find()
+        await asyncio.get_event_loop().run_in_executor(None, self._find)
         if not problem and not all(self._alive()):
             problem = "`ray start` succeeded, and its raylet ended at once"
         if problem:
