@@ -119,7 +119,7 @@ def test_a_cluster_with_a_host_that_is_cut_off_is_adopted_whole(
     with pytest.raises(NoCapacityError, match="train"):
         second.client.launch(second.task("true"), "more")
     hosts[1].restore()
-    assert second.client.status("train", refresh=True)[0].status is UP
+    eventually(lambda: second.client.status("train", refresh=True)[0].status is UP, what="the cluster is whole again")
     second.client.exec(second.task("true", num_nodes=2), "train").wait(timeout_s=60)
     second.client.down("train")
     second.assert_nothing_left()
