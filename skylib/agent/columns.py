@@ -2,7 +2,8 @@
 
 The other half is jobs/columns.py. A column is a list of values, one a job, or {"runs": [[value, how often], ...]}. In
 "task_id" and "log_dir" the character NUL stands for the job's id, and in "log_dir" the character 1 for its name; in
-"waiting_for" NUL stands for the number of jobs of this answer before it that wait, too.
+"waiting_for" NUL stands for the number of jobs of this answer before it that wait, too; a text that begins with the
+character 1 is of a job that has left the queue and is not counted.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def _without_end(text: str, end: str, mark: str) -> str:
 
 def _reasons(jobs: Sequence[Job], queued: Container[int], waiting: Optional[Reasons]) -> List[str]:
     if waiting is None:
-        return [""] * len(jobs)
+        return [_itself(job) for job in jobs]
     found = []
     ahead = 0
     shared: Dict[Tuple[int, int], str] = {}  # by what is asked for; equal demands are mostly one object
     for job in jobs:
         if job.job_id not in queued:
-            found.append("")
+            found.append(_itself(job))
             continue
         kind = (job.num_nodes, id(job.demand))
         if ahead < 2:
@@ -59,6 +60,11 @@ def _reasons(jobs: Sequence[Job], queued: Container[int], waiting: Optional[Reas
         found.append(text)
         ahead += 1
     return found
+
+
+def _itself(job: Job) -> str:
+    """Of a job that is not in the queue."""
+    return "" if job.is_terminal or not job.waiting_for else "\1" + job.waiting_for
 
 
 def _column(values: List[Any]) -> Any:

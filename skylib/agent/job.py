@@ -53,6 +53,7 @@ class Job:
         "submitted_at",
         "task_id",
         "user",
+        "waiting_for",
     )
 
     def __init__(self, row: Mapping[str, Any], demand: Demand) -> None:
@@ -81,6 +82,7 @@ class Job:
         self.attempt: int = details.get("attempt") or 0
         self.run_at: Optional[float] = details.get("run_at")
         self.demand = demand
+        self.waiting_for = ""  # once it has left the queue, and until it begins
 
     @property
     def is_terminal(self) -> bool:
@@ -96,7 +98,7 @@ class Job:
         return json.dumps({**found, **changed})
 
     def show(self, waiting_for: str = "") -> Dict[str, Any]:
-        """The protocol's Job."""
+        """The protocol's Job. waiting_for: while it is in the queue."""
         return {
             "job_id": self.job_id,
             "name": self.name,
@@ -107,7 +109,7 @@ class Job:
             "ended_at": self.ended_at,
             "exit_codes": list(self.exit_codes),
             "cause": self.cause,
-            "waiting_for": waiting_for,
+            "waiting_for": "" if self.is_terminal else waiting_for or self.waiting_for,
             "task_id": self.task_id,
             "user": self.user,
             "key": self.key,

@@ -17,6 +17,7 @@ from .job import Job, bundle_of, format_placement, run_environment, setup_enviro
 from .link import LinkDown, RankError, Ranks
 from .orders import KillOrders
 from .phases import run_phase, stream_of, wants_retry
+from .refusals import LIMIT_S, pause_after
 
 __all__ = ["Board", "Runner"]
 
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _STARTING_S = 10.0
 _RETRY_PAUSE_S = (0.0, 1.0, 2.0, 5.0, 10.0)
 _RESUME_S = 5.0
+_LONGEST_REASON = 500
 
 
 class Board(Protocol):
@@ -36,6 +38,8 @@ class Board(Protocol):
     collector: Collector
 
     def change(self, job: Job, **columns: Any) -> None: ...
+
+    def tell(self, job_id: int) -> None: ...
 
     def finish(
         self,
@@ -101,8 +105,9 @@ class Runner:
             await self._run()
 
     async def _reserve(self) -> bool:
-        """Until Ray holds the resources; False when the job was cancelled before."""
+        """Until Ray holds the resources; False when the job has ended before: cancelled, or refused by Ray for too long."""
         job, ranks = self._job, self._engine.ranks
+        refusals = 0
         while not self._cancelled:
             try:
                 bundles = [
@@ -110,14 +115,36 @@ class Runner:
                     for rank in job.placement
                 ]
                 if await self._unless_cancelled(ranks.reserve(job.task_id, bundles)):
+                    self._wait_for("")
                     return True
+                refusals = 0
+                self._wait_for("")
             except (LinkDown, KeyError):
                 await asyncio.sleep(0.2)
             except RankError as exc:
-                _log.warning("job %d: Ray refuses its resources: %s", job.job_id, exc)
-                await asyncio.sleep(1.0)
+                refusals += 1
+                why = f"Ray refuses its resources: {str(exc)[:_LONGEST_REASON]}"
+                _log.warning("job %d: %s", job.job_id, why)
+                pause_s = pause_after(refusals)
+                if pause_s is None:
+                    self._finish("FAILED_DRIVER", f"for {LIMIT_S:g} s {why}", [])
+                    return False
+                self._wait_for(f"its reservation: {why}")
+                await self._unless_woken(pause_s)
         self._finish("CANCELLED", "cancelled while it waited", [])
         return False
+
+    def _wait_for(self, what: str) -> None:
+        """What is said of the job that has left the queue and does not run yet."""
+        if self._job.waiting_for != what:
+            self._job.waiting_for = what
+            self._engine.tell(self._job.job_id)
+
+    async def _unless_woken(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
 
     async def _unless_cancelled(self, work: Awaitable[bool]) -> bool:
         task = asyncio.ensure_future(work)
@@ -192,10 +219,7 @@ class Runner:
             return False
         job.attempt, job.launched, job.phase = job.attempt + 1, False, run_phase(job.attempt + 1)
         self._engine.change(job, phase=job.phase, launched=0, details=job.details())
-        try:
-            await asyncio.wait_for(self._wake.wait(), _RETRY_PAUSE_S[min(job.attempt, len(_RETRY_PAUSE_S)) - 1])
-        except asyncio.TimeoutError:
-            pass
+        await self._unless_woken(_RETRY_PAUSE_S[min(job.attempt, len(_RETRY_PAUSE_S)) - 1])
         if self._cancelled:
             await self._after_cancel(gang)
             return False

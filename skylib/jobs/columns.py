@@ -16,6 +16,7 @@ __all__ = ["decode_jobs"]
 
 _NUL = "\0"
 _NUMBER_AND_NAME = "\0-\1"
+_NOT_COUNTED = "\1"
 _STATUSES = {status.value: status for status in JobStatus}
 
 
@@ -78,7 +79,9 @@ def _records(count: int, columns: Mapping[str, Sequence[Any]]) -> list[JobRecord
 def _waiting(texts: Iterable[str]) -> list[str]:
     found, ahead = [], 0
     for text in texts:
-        if text:
+        if text.startswith(_NOT_COUNTED):
+            found.append(text[len(_NOT_COUNTED) :])
+        elif text:
             found.append(text.replace(_NUL, str(ahead)))
             ahead += 1
         else:

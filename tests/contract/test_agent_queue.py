@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from skylib.agent import refusals
 from skylib.agent.processes import carrying, own
 from skylib.jobs.columns import decode_jobs
 from skylib.models.job import JobRecord
@@ -130,6 +131,44 @@ def test_columns_say_what_jobs_say(client: Client) -> None:
         said = client.call("queue", all=everything, form="columns")
         assert decode_jobs("train", said) == [JobRecord.from_json({**job, "cluster_name": "train"}) for job in jobs]
         assert len(json.dumps(said)) * 3 < len(json.dumps(jobs))
+
+
+def test_a_job_that_ray_refuses_says_why(agent: InProcessAgent, client: Client) -> None:
+    """Also in columns, where it does not count among those that are ahead in the queue; it runs once Ray is willing."""
+    agent.ranks.refusing = "no such resource"
+    refused = client.submit("true", demand={"CPU": 4}, num_nodes=2)
+    why = "its reservation: Ray refuses its resources: no such resource"
+    until(lambda: client.job(refused)["waiting_for"] == why)
+    for _ in range(3):
+        client.submit("true", demand={"CPU": 4}, num_nodes=2)
+    jobs = client.call("queue")["jobs"]
+    assert [job["waiting_for"].partition(" ahead")[0] for job in jobs[2:]] == ["1 job", "2 jobs"]
+    assert [record.waiting_for for record in decode_jobs("train", client.call("queue", form="columns"))] == [
+        job["waiting_for"] for job in jobs
+    ]
+    agent.ranks.refusing = ""
+    done = client.done(refused)
+    assert (done["status"], done["waiting_for"]) == ("SUCCEEDED", "")
+
+
+def test_a_job_that_ray_refuses_is_cancelled_at_once(agent: InProcessAgent, client: Client) -> None:
+    """It does not wait for the next try."""
+    agent.ranks.refusing = "no"
+    refused = client.submit("true")
+    until(lambda: client.job(refused)["waiting_for"])
+    client.call("cancel", job_ids=[refused])
+    assert client.job(refused)["status"] == "CANCELLED"
+
+
+def test_a_job_that_ray_refuses_for_too_long_fails(
+    agent: InProcessAgent, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what Ray said; its place is free again."""
+    monkeypatch.setattr(refusals, "LIMIT_S", 0.5)
+    agent.ranks.refusing = "no such resource"
+    job = client.done(client.submit("true"))
+    assert job["status"] == "FAILED_DRIVER"
+    assert job["cause"].endswith("s Ray refuses its resources: no such resource")
 
 
 # --- many jobs

@@ -125,6 +125,7 @@ class DirectRanks(Ranks):
         self._configs = configs
         self._services = {config.rank: self._service(config) for config in configs}
         self.reserved: dict[str, list[dict[str, float]]] = {}
+        self.refusing = ""
 
     @staticmethod
     def _service(config: AgentConfig) -> NodeService:
@@ -165,6 +166,8 @@ class DirectRanks(Ranks):
             raise RankError(type(exc).__name__, str(exc)) from exc
 
     async def reserve(self, name: str, bundles: list[dict[str, float]]) -> bool:
+        if self.refusing:
+            raise RankError("RpcError", self.refusing)
         self.reserved[name] = bundles
         return True
 
