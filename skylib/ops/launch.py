@@ -16,15 +16,17 @@ from skylib.events import Event, EventSink, Phase
 from skylib.jobs.submit import Submitted, job_spec, key_for, setup_hash, submit
 from skylib.models.autostop import Autostop
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, check_cluster_name
+from skylib.models.converters import boolean
 from skylib.models.plan import Plan
+from skylib.models.spec_errors import within
 from skylib.models.task import Task
-from skylib.ops.checks import check_task, refuse_misfit
+from skylib.ops.checks import check_task, patience, refuse_misfit
 from skylib.ops.cleanup import take_away
 from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, prepare_files
 from skylib.ops.holding import hold
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
-from skylib.ops.timer import kept_busy, set_lease, set_timer
+from skylib.ops.timer import kept_busy, minutes_of, set_lease, set_timer
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan
 
@@ -36,7 +38,7 @@ LONGEST_RETRY_S = 30.0
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """How to launch; see Client.launch."""
+    """How to launch; see Client.launch. Raises InvalidSpecError for what cannot be meant."""
 
     key: str | None = None
     idle_minutes: int | None = None
@@ -46,6 +48,16 @@ class Options:
     no_setup: bool = False
     timeout_s: float | None = None
     lease_s: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("down", "retry_until_up", "fast", "no_setup"):
+            with within(name):
+                boolean(getattr(self, name))
+        with within("idle_minutes_to_autostop"):
+            if self.idle_minutes is not None:
+                minutes_of(self.idle_minutes)
+        if self.timeout_s is not None:
+            patience(self.timeout_s)
 
 
 def name_for(session: Session, task: Task) -> str:

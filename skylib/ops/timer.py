@@ -14,11 +14,12 @@ import attrs
 from skylib.errors import AgentError, TransportError
 from skylib.models.autostop import parse_hook, parse_wait_for
 from skylib.models.cluster import AutostopRecord, ClusterRecord
+from skylib.models.converters import boolean
 from skylib.models.spec_errors import spec_error, within
 from skylib.models.units import parse_lease_s, positive_number
 from skylib.session import Session
 
-__all__ = ["apply_timer", "kept_busy", "kept_leased", "lease_seconds", "set_lease", "set_timer", "timer_of"]
+__all__ = ["apply_timer", "kept_busy", "kept_leased", "lease_seconds", "minutes_of", "set_lease", "set_timer", "timer_of"]
 
 _LONGEST_PAUSE_S = 15.0
 
@@ -28,11 +29,11 @@ def timer_of(
 ) -> AutostopRecord | None:
     """What the arguments of `autostop` mean; None for never. 0 minutes count as one. Raises InvalidSpecError."""
     with within("idle_minutes"):
-        if isinstance(idle_minutes, bool) or not isinstance(idle_minutes, (int, float)) or idle_minutes != idle_minutes:
-            raise spec_error(f"expected minutes, got {idle_minutes!r:.60}")
-        if idle_minutes < 0:
+        minutes = minutes_of(idle_minutes)
+        if minutes is None:
             return None
-        minutes = positive_number(idle_minutes or 1)
+    with within("down"):
+        down = boolean(down)
     with within("wait_for"):
         kind = parse_wait_for(wait_for)
     with within("hook"):
@@ -40,6 +41,13 @@ def timer_of(
     with within("hook_timeout_s"):
         timeout_s = None if hook_timeout_s is None else positive_number(hook_timeout_s)
     return AutostopRecord(idle_minutes=minutes, down=down, wait_for=kind, hook=script, hook_timeout_s=timeout_s)
+
+
+def minutes_of(idle_minutes: object) -> float | None:
+    """An idle time: 0 counts as one minute, None for a negative one, which is never. Raises InvalidSpecError."""
+    if isinstance(idle_minutes, bool) or not isinstance(idle_minutes, (int, float)) or idle_minutes != idle_minutes:
+        raise spec_error(f"expected minutes, got {idle_minutes!r:.60}")
+    return None if idle_minutes < 0 else positive_number(idle_minutes or 1)
 
 
 def lease_seconds(lease: str | float | timedelta | None) -> float | None:

@@ -157,3 +157,34 @@ def test_a_key_is_text(session: Session, key: Any) -> None:
     with pytest.raises(InvalidSpecError) as caught:
         execute.exec_(session, "true", "a", key=key)
     assert caught.value.field == "key"
+
+
+@pytest.mark.parametrize("name", ["down", "retry_until_up", "fast", "no_setup"])
+@pytest.mark.parametrize("value", ["no", 1, None, []], ids=repr)
+def test_a_choice_of_launch_is_true_or_false(client: skylib.Client, name: str, value: Any) -> None:
+    """ "no" would be yes: a cluster taken down that was to stay."""
+    with pytest.raises(InvalidSpecError, match=name):
+        client.launch(Task(run="true"), "a", **{name: value})
+
+
+@pytest.mark.parametrize("value", ["5", "30m", True, math.nan, math.inf, [], 10**400], ids=lambda value: repr(value)[:12])
+def test_idle_minutes_are_a_number(client: skylib.Client, value: Any) -> None:
+    """For launch as for autostop, before anything is done."""
+    with pytest.raises(InvalidSpecError, match="idle_minutes"):
+        client.launch(Task(run="true"), "a", idle_minutes_to_autostop=value)
+    with pytest.raises(InvalidSpecError, match="idle_minutes"):
+        client.autostop("a", value)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None], ids=repr)
+def test_autostop_takes_down_or_does_not(client: skylib.Client, value: Any) -> None:
+    """As launch's choices."""
+    with pytest.raises(InvalidSpecError, match="down"):
+        client.autostop("a", 5, down=value)
+
+
+@pytest.mark.parametrize("timeout_s", [math.nan, "5", True, []], ids=repr)
+def test_a_launch_has_some_time(client: skylib.Client, timeout_s: Any) -> None:
+    """Seconds, or None; 0 waits for nothing that another holds."""
+    with pytest.raises(InvalidSpecError, match="timeout_s"):
+        client.launch(Task(run="true"), "a", timeout_s=timeout_s)
