@@ -58,9 +58,13 @@ class Daemon(Keeper):
         self._stopped = os.path.join(config.sky, "stopped.json")
         self._was_up = False
         self._mark: Optional[MarkKeeper] = None
+        self._failure: Optional[BaseException] = None
 
     async def run(self, ready: Any) -> None:
-        """Until it is told to leave. ready: called once the socket accepts."""
+        """Until it is told to leave. ready: called once the socket accepts.
+
+        Raises RuntimeError when a part of it has failed that it cannot do without; jobs go on.
+        """
         if os.path.exists(self._stopped) and not self.asleep and begun_end(self.config) is None:
             os.unlink(self._stopped)
         verbs = self._head() if self.config.role == "head" else worker_verbs(self.config, self)
@@ -92,6 +96,8 @@ class Daemon(Keeper):
             work += [asyncio.ensure_future(self._engine.ranks.run()), asyncio.ensure_future(self._tick())]
         if self.lease is not None:
             work.append(asyncio.ensure_future(self._release(server, self.lease)))
+        for task in work:
+            task.add_done_callback(self._miss)
         await self._leaving.wait()
         await server.close()
         if self._engine is not None:
@@ -106,6 +112,18 @@ class Daemon(Keeper):
             await self._mark.write()
         if self._engine is not None:
             self._engine.db.close()
+        if self._failure is not None:
+            raise RuntimeError("a part of the agent has failed") from self._failure
+
+    def _miss(self, task: asyncio.Task[None]) -> None:
+        """Called when a part has ended: one that failed takes the agent with it, which is begun anew."""
+        if self._leaving.is_set():
+            return
+        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if failure is not None:
+            _log.error("the agent cannot go on: a part of it has failed", exc_info=failure)
+            self._failure = failure
+            self.leave()
 
     def _head(self) -> Dict[str, Verb]:
         db = JobsDb(os.path.join(self.config.sky, "jobs.db"))

@@ -68,11 +68,13 @@ def _serve(config: AgentConfig, report: int, *, asleep: bool, guardian: int = 0)
         return LEFT
     except BaseException as exc:
         _log.exception("the agent failed")
+        if listening:  # nobody waits for a report, whose number may be another file's by now
+            return 1
         try:
             os.write(report, f"failed: {exc!r}".encode())
         except OSError:
             pass
-        return 1 if listening else NEVER_READY
+        return NEVER_READY
 
 
 async def _miss_guardian(guardian: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from skylib.agent.config import AgentConfig
+from skylib.agent.daemon import Daemon
 from skylib.agent.processes import carrying, own
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
+from tests.ray.agent_harness import AgentSaid, Client, DirectRanks, InProcessAgent, NodeFolders, until
 
 
 @pytest.fixture
@@ -142,3 +145,28 @@ def test_a_job_whose_secrets_cannot_be_removed_ends_all_the_same(agent: InProces
     path.mkdir()
     (workdir / "go").touch()
     assert client.done(job_id, timeout_s=10)["status"] == "SUCCEEDED"
+
+
+class FailingRanks(DirectRanks):
+    """The way to the nodes, which breaks down when told."""
+
+    def __init__(self, configs: list[AgentConfig]) -> None:
+        super().__init__(configs)
+        self.fail = asyncio.Event()
+
+    async def run(self) -> None:
+        await self.fail.wait()
+        raise ZeroDivisionError("a mistake")
+
+
+def test_an_agent_whose_part_fails_ends_as_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """So that its guardian begins it anew: it does not go on without what keeps it in touch with its nodes."""
+    configs = NodeFolders(tmp_path, count=1).write()
+
+    async def run() -> None:
+        ranks = FailingRanks(configs)
+        await asyncio.wait_for(Daemon(configs[0], ranks).run(ranks.fail.set), 20)
+
+    with pytest.raises(RuntimeError, match="a part of the agent has failed"):
+        asyncio.run(run())
+    assert "a mistake" in caplog.text
