@@ -9,7 +9,7 @@ import threading
 import time
 
 import skylib
-from tests.lab import Lab
+from tests.lab import Lab, texts
 from tests.testbed import Host
 
 STAMPS = "for i in $(seq 40); do date +%s.%N; sleep 0.1; done"
@@ -156,3 +156,10 @@ def is_watcher(line: str) -> bool:
 def ticks(host: Host, pid: int) -> int:
     fields = host.sh(f"cat /proc/{pid}/stat", check=True).stdout.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_log_that_its_job_makes_unreadable_is_read_all_the_same(shared: Lab):
+    """It is the account's own file; and nothing else on the node waits for it."""
+    job = shared.client.exec('echo one; chmod 000 "$(readlink -f /proc/$$/fd/1)"; echo two', "shared")
+    assert job.wait(30).status is skylib.JobStatus.SUCCEEDED
+    assert texts(job.logs()) == ["one", "two"]
