@@ -44,6 +44,7 @@ _FLOOD_PACE_S = 0.05  # and with many: 40 MB/s of a node are more than a client 
 _FEW_BYTES = 1 << 16
 _STARTING_S = 60.0
 _UNWRITTEN_S = 5.0
+_MOST_OVER = 4
 
 
 def to_key(value: Sequence[Any]) -> Key:
@@ -144,6 +145,7 @@ class NodeService:
         self._polls = 0
         self._answered_at = 0.0
         self._watched: Dict[Key, _Watched] = {}
+        self._over: List[str] = []  # jobs that have ended and of which something still ran, the latest of them
         self._model: Optional[Beginning] = None
         self._zygote = Zygote(bundle, self.config.root, self._supervisors_environment)
 
@@ -326,12 +328,17 @@ class NodeService:
         """What the head says of the cluster's lease, for this node's agent. Raises OSError."""
         Lease(self.config).told(lease_s, left_s)
 
-    def forget(self, task_id: str) -> None:
-        """The job has ended: what was kept to look after it is removed."""
+    def forget(self, task_id: str, ended: bool = False) -> None:
+        """The job is looked after no more: its scripts go. ended: for good, as is written down: so does all but its name."""
         with self._lock:
             for key in [key for key in self._watched if key[0] == task_id]:
                 del self._watched[key]
         self._tree(task_id).tidy()
+        with self._lock:
+            over, self._over = [*self._over, *([task_id] if ended else [])], []
+        left = [name for name in over if not self._tree(name).remove()]
+        with self._lock:
+            self._over = [*self._over, *left][-_MOST_OVER:]
 
     def running(self) -> List[str]:
         """Task ids of jobs whose ranks were started here in this boot and still have a supervisor or a shell."""

@@ -383,7 +383,7 @@ class Runner:
 
     async def _forget(self, node: int) -> None:
         try:
-            await self._engine.ranks.call(node, "forget", self._job.task_id, timeout_s=30.0)
+            await self._engine.ranks.call(node, "forget", self._job.task_id, self._job.is_terminal, timeout_s=30.0)
         except (RankError, asyncio.TimeoutError):
             return
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from . import cgroups
@@ -136,6 +137,26 @@ class JobTree:
                 pass
             if record.pids.get("cgroup"):
                 cgroups.remove(str(record.pids["cgroup"]))
+
+
+    def remove(self) -> bool:
+        """The job has ended for good: what was kept of its ranks goes, but not while anything of it runs (then False).
+
+        The mark stays that it is closed, and with it the job's name: a start that comes late is refused. So does a rank
+        of which no beginning is written down: it may be on its way.
+        """
+        try:
+            self.close()
+            known = {path: read_json(os.path.join(path, "pids")) for path in state_dirs(self._base)}
+            mine = [pids for pids in known.values() if pids is not None and pids.get("boot") == self._boot]
+            marks = [pids.get(who) or (0, 0) for pids in mine for who in ("supervisor", "shell")]
+            if any(pid and is_alive(pid, start) for pid, start in marks) or (mine and self.find("", None)):
+                return False
+            for path in [path for path, pids in known.items() if pids is not None]:
+                shutil.rmtree(path)
+        except OSError:
+            return False
+        return True
 
 
 def _supervisor(record: Record) -> int:

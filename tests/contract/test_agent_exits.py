@@ -16,7 +16,7 @@ import pytest
 from skylib.agent.account import parse_limits, parse_umask, user_environment
 from skylib.agent.identity import boot_id
 from skylib.agent.node import NodeService
-from skylib.agent.processes import own, read
+from skylib.agent.processes import carrying, own, read
 from tests.ray.agent_harness import Client, InProcessAgent, NodeFolders, end_everything, until
 
 KEY = ["task-1", "run", 0]
@@ -159,6 +159,36 @@ def test_a_job_that_was_ended_is_not_started_any_more(service: NodeService) -> N
     service.kill("task-1", "", None, 0.0, True)
     with pytest.raises(OSError, match="ended before"):
         service.start({**spec, "phase": "run@1"})
+
+
+def test_of_a_job_that_has_ended_only_its_name_is_kept(service: NodeService) -> None:
+    """Not before its end is known to be written down, nor while anything of it runs; a start that comes late is refused."""
+    spec = {"task_id": "task-1", "phase": "run", "rank": 0, "log_dir": "1-x", "task_env": {"SKYPILOT_TASK_ID": "task-1"}}
+    script = "setsid sh -c 'until [ -e go ]; do sleep 0.01; done' &"
+    state = Path(service.config.jobs_state, "task-1")
+    service.start({**spec, "script": script})
+    until(lambda: (state / "run-0" / "exit").exists() and not service.running())
+    service.forget("task-1", False)
+    assert (state / "run-0" / "exit").exists()
+    service.forget("task-1", True)
+    assert (state / "run-0" / "exit").exists()
+    Path(service.config.root, "sky_workdir", "go").touch()
+    until(lambda: not carrying(own().values(), {"SKYPILOT_TASK_ID": "task-1"}))
+    service.forget("another", True)
+    assert os.listdir(state) == ["closed"]
+    with pytest.raises(OSError, match="ended before"):
+        service.start({**spec, "script": "true"})
+
+
+def test_an_end_that_is_written_down_needs_no_state_on_the_nodes(client: Client, agent: InProcessAgent) -> None:
+    """Each rank's is removed; after a restart the job is what it was."""
+    ended = client.done(client.submit("exit 3", num_nodes=2))
+    ranks = [Path(config.jobs_state, ended["task_id"], f"run-{rank}") for rank, config in enumerate(agent.configs)]
+    client.done(client.submit("true", num_nodes=2))
+    until(lambda: not any(path.exists() for path in ranks))
+    agent.stop()
+    agent.begin()
+    assert connect(agent).job(ended["job_id"]) == ended
 
 
 def test_ending_one_attempt_leaves_the_next_alone(service: NodeService) -> None:
