@@ -137,13 +137,14 @@ class RayHold:
     # --- looking
 
     async def _look(self) -> None:
+        kept = self._kept  # what is confirmed from here on was begun after this look
         raylet, gcs = self._alive()
-        if not (raylet and gcs) and (not self._kept or not self._found):
+        if not (raylet and gcs) and (not kept or not self._found):
             await asyncio.get_event_loop().run_in_executor(None, self._find)
             raylet, gcs = self._alive()
-        if not self._kept and raylet and not self._head and not await self._others_at_it():
+        if not kept and raylet and not self._head and not await self._others_at_it():
             self._keep()
-        todo = step(Seen(self._kept, raylet, gcs, self._gcs.state), head=self._head)
+        todo = step(Seen(kept, raylet, gcs, self._gcs.state), head=self._head)
         if self._paused:
             return
         if todo == "up":
@@ -194,6 +195,7 @@ class RayHold:
 
     def _keep(self) -> None:
         self._kept = True
+        self._found = False  # what was found before may be less than what has come up since
         try:
             write_file(os.path.join(self._config.sky, _KEPT_FILE), json.dumps({"standing": self._config.standing}).encode())
         except OSError as exc:

@@ -67,7 +67,8 @@ class Ray:
             shutil.copy(shutil.which("sleep") or "/bin/sleep", base / name)
         token = {TOKEN_VARIABLE: self.config.cluster_id, RAY_RANK_VARIABLE: str(self.config.rank)}
         self.environ = {**os.environ, **token}
-        lines = [f"{base}/{name} 1000 </dev/null >/dev/null 2>&1 &" for name in self.programs]
+        run = "{base}/{name} 1000 </dev/null >/dev/null 2>&1 & until read comm </proc/$!/comm && [ $comm = {name} ]; do :; done"
+        lines = [run.format(base=base, name=name) for name in self.programs]  # succeeds when they are there, as Ray's does
         self.script = "\n".join([f"echo start >> {base}/starts", f"[ ! -e {base}/broken ] || exit 7", *lines])
         start = {"argv": ["/bin/sh", "-c", self.script], "env": token}
         path = Path(self.config.path)
@@ -177,6 +178,26 @@ def test_nothing_is_started_before_the_first_start_has_succeeded(head: Ray):
         kill(head, "raylet")
         await asyncio.sleep(0.6)  # three looks
         assert (hold.state, hold.restarts) == ("waiting", 0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(go())
+    assert head.starts() == 1
+
+
+def test_ray_that_came_up_between_two_looks_is_left_alone(head: Ray):
+    """When its start is confirmed, what an earlier look found says nothing any more."""
+
+    async def go() -> None:
+        hold = RayHold(head.config)
+        task = asyncio.ensure_future(hold.run())
+        await _until(lambda: hold._found)
+        head.begin()
+        while not all_of(head):  # without a look of the hold in between
+            time.sleep(0.005)
+        hold.confirm()
+        await _until(lambda: hold.state == "up")
+        assert hold.restarts == 0
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
