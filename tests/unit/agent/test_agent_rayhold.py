@@ -67,7 +67,8 @@ class Ray:
             shutil.copy(shutil.which("sleep") or "/bin/sleep", base / name)
         token = {TOKEN_VARIABLE: self.config.cluster_id, RAY_RANK_VARIABLE: str(self.config.rank)}
         self.environ = {**os.environ, **token}
-        run = "{base}/{name} 1000 </dev/null >/dev/null 2>&1 & until read comm </proc/$!/comm && [ $comm = {name} ]; do :; done"
+        run = "{base}/{name} 1000 </dev/null >/dev/null 2>&1 & "
+        run += "until read comm </proc/$!/comm && [ $comm = {name} ]; do :; done"
         lines = [run.format(base=base, name=name) for name in self.programs]  # succeeds when they are there, as Ray's does
         self.script = "\n".join([f"echo start >> {base}/starts", f"[ ! -e {base}/broken ] || exit 7", *lines])
         start = {"argv": ["/bin/sh", "-c", self.script], "env": token}
