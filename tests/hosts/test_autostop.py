@@ -86,6 +86,7 @@ def agent_came_back(host: Host, before: str) -> Callable[[], bool]:
     return look
 
 
+@pytest.mark.slow
 def test_it_stops_when_due_with_a_hook_whoever_was_killed(lab: Lab):
     """A terminal keeps the cluster awake; after it the time is exact, a killed agent changes nothing, the hook runs once."""
     autostop = {"idle_minutes": 30, "wait_for": "jobs_and_ssh", "hook": "echo $SKYPILOT_HOOK_EVENT >> ~/hooked; hostname"}

@@ -137,18 +137,18 @@ def disk_full(rank: int) -> Fault:
 REBOOTED = End(status=JobStatus.FAILED_DRIVER, reason="lost", rank=None)
 
 SAMPLE = (
+    Fault(name="raylet of a worker", make=ray_program(1, "raylet")),
+    Fault(name="ray stop on the head", make=ray_stop(0), users_rays=(0,)),
+    Fault(name="link cut for 5 s", make=cut(2, 5)),
+)
+ON_DEMAND = (
     Fault(name="agent of the head", make=agent(0)),
     Fault(name="GCS", make=ray_program(0, "gcs_server")),
-    Fault(name="raylet of a worker", make=ray_program(1, "raylet")),
     Fault(
         name="shell of a rank",
         make=lambda site, load: site.kill(2, load.shells[2]),
         gang=End(status=JobStatus.FAILED, reason="signal", rank=2, signal=9, within_s=STOPPED_S),
     ),
-    Fault(name="ray stop on the head", make=ray_stop(0), users_rays=(0,)),
-    Fault(name="link cut for 5 s", make=cut(2, 5)),
-)
-ON_DEMAND = (
     Fault(name="agent of a worker", make=agent(1)),
     Fault(name="agent of the head and its guardian", make=agent_and_guardian(0)),
     Fault(name="raylet of the head", make=ray_program(0, "raylet")),

@@ -97,6 +97,7 @@ def test_what_is_killed_is_told_and_comes_back(site: Site, rank: int, program: s
     went_on(job, 3)
 
 
+@pytest.mark.slow
 def test_a_reservation_is_made_again(site: Site):
     """After Ray was begun anew a job that runs still has its place, so that one that wants all there is waits for it."""
     job = site.tick(3)
@@ -125,6 +126,7 @@ def test_an_agent_without_its_guardian_is_brought_back_by_the_next_verb(site: Si
     went_on(job, 2)
 
 
+@pytest.mark.slow
 def test_an_agent_that_dies_is_begun_anew_by_its_guardian(site: Site):
     """kill -9 on a worker: another one is there within moments, and nobody had to ask."""
     holder = site.holder(1)
@@ -151,6 +153,7 @@ def test_start_heals_a_node_that_was_booted_beside_the_jobs_of_the_others(site: 
     assert site.client.start(NAME).actions == ()
 
 
+@pytest.mark.slow
 def test_a_node_that_was_cut_off_comes_back_without_what_it_ran(site: Site):
     """Its gang fails within 15 s; when the link is back it joins by itself, and nothing of the job is left on it."""
     job = site.tick(3)
