@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, Dict, List, Optional, Tuple
+from typing import Any, BinaryIO, Dict, List, Optional, Sequence, Set, Tuple
 
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
@@ -30,6 +30,7 @@ _WATCH_FAST_S = 0.03
 _WATCH_S = 0.5
 _CONNECT_S = 120.0
 _RESERVE_S = 10.0
+_NEWS_S = 60.0
 _PATIENCE_S = 16.0
 _INIT_S = 90.0
 
@@ -58,6 +59,8 @@ class _Link:
         self._pool = ThreadPoolExecutor(max_workers=16)
         self._actors: List[Any] = []
         self._groups: Dict[str, Any] = {}
+        self._unheard: Set[int] = set()
+        self._asked_at: Dict[int, float] = {}
 
     def send(self, message: Tuple[Any, Any, Any]) -> None:
         data = pack(message)
@@ -95,6 +98,9 @@ class _Link:
                 time.sleep(0.1)
         stuck.cancel()
         self.send((None, "connected", ray.__version__))
+        self._news = threading.Timer(_NEWS_S, self._give_up, ("Ray does not say which nodes there are",))
+        self._news.daemon = True
+        self._news.start()
         threading.Thread(target=self._watch_for_good, daemon=True).start()
         self._stand()
 
@@ -121,10 +127,28 @@ class _Link:
     def _greet(self, rank: int) -> None:
         def answered(future: Future[Any]) -> None:
             error = future.exception()
+            self._unheard.discard(rank)
             hello = None if error else future.result()
             self.send((None, "standing", (rank, hello, "" if error is None else _describe(error)[1])))
 
+        self._unheard.add(rank)
         self._actors[rank].call.remote("hello", ()).future().add_done_callback(answered)
+
+    @staticmethod
+    def _give_up(why: str) -> None:
+        """Whatever hangs hangs for good: the agent begins another connection."""
+        sys.stderr.write(f"{why}: the connection is begun anew\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+    def _miss_actors(self, alive: Sequence[int], now: float) -> None:
+        """An actor whose node has been there for long, and that has never answered, is asked by another connection."""
+        for rank in alive:
+            since = self._asked_at.get(rank)
+            if since is None and rank in self._unheard:
+                self._asked_at[rank] = now
+            elif since is not None and rank in self._unheard and now - since > _NEWS_S:
+                self._give_up(f"the standing actor of node {rank} does not answer")
 
     def _watch_for_good(self) -> None:
         """Without news of the nodes this process is of no use: it ends, and the agent begins another."""
@@ -154,10 +178,12 @@ class _Link:
                                 "alive": bool(node["Alive"]),
                                 "resources": dict(node["Resources"]),
                             }
+            self._news.cancel()
             if nodes != last:
                 self.send((None, "nodes", list(nodes.values())))
                 last = nodes
-            alive = [node for node in nodes.values() if node["alive"]]
+            alive = [rank for rank, node in nodes.items() if node["alive"]]
+            self._miss_actors(alive, time.monotonic())
             time.sleep(_WATCH_S if len(alive) == len(self._config.nodes) else _WATCH_FAST_S)
 
     def serve(self, stream: BinaryIO) -> None:

@@ -212,6 +212,8 @@ class RayHold:
     def _up(self) -> None:
         if self._failures and time.monotonic() - self._tried_at > _STABLE_S:
             self._failures = 0
+        if self.state == "down":  # it was there all the while: who was cut off from it goes on
+            self._on_start()
         self._set("up")
 
     def _down(self, why: str) -> None:

@@ -20,6 +20,7 @@ from .streams import LogVerbs
 
 __all__ = ["HeadVerbs", "Keeper", "only_reading", "worker_verbs"]
 
+_HELLO_S = 10.0
 _AGAIN_S = 0.1
 _READING = frozenset({"info", "queue", "job", "wait", "logs", "log_files"})
 
@@ -126,7 +127,7 @@ class HeadVerbs:
 
         async def answers(rank: int) -> bool:
             try:
-                await ranks.call(rank, "hello", timeout_s=max(left_s, 0.1))
+                await ranks.call(rank, "hello", timeout_s=min(max(left_s, 0.1), _HELLO_S))
                 return True
             except (RankError, asyncio.TimeoutError):
                 return False
