@@ -144,10 +144,7 @@ class _Link:
     def _miss_actors(self, alive: Sequence[int], now: float) -> None:
         """An actor whose node has been there for long, and that has never answered, is asked by another connection."""
         for rank in alive:
-            since = self._asked_at.get(rank)
-            if since is None and rank in self._unheard:
-                self._asked_at[rank] = now
-            elif since is not None and rank in self._unheard and now - since > _NEWS_S:
+            if rank in self._unheard and now - self._asked_at.setdefault(rank, now) > _NEWS_S:
                 self._give_up(f"the standing actor of node {rank} does not answer")
 
     def _watch_for_good(self) -> None:
@@ -155,9 +152,7 @@ class _Link:
         try:
             self._watch_nodes()
         except BaseException as exc:  # boundary: of a thread whose end nobody would see
-            sys.stderr.write(f"the nodes cannot be watched any more: {exc!r}\n")
-            sys.stderr.flush()
-            os._exit(1)
+            self._give_up(f"the nodes cannot be watched any more: {exc!r}")
 
     def _watch_nodes(self) -> None:
         last: Dict[int, Any] = {}

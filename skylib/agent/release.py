@@ -158,8 +158,7 @@ class HeadRelease:
         A lease is hard: it ends the cluster even where the disk takes nothing more.
         """
         down = setting is None or setting.down
-        record: Dict[str, Any] = {"at": time.time(), "reason": reason, "down": down, "stopping": True}
-        record.update(cluster_id=self._config.cluster_id, standing=identity(self._config))
+        record = _begun(self._config, reason, down=down)
         if setting is None:
             record["lease_s"] = self._lease.lease_s
         else:
@@ -216,6 +215,12 @@ class HeadRelease:
         await asyncio.gather(*(tell(rank) for rank in others))
 
 
+def _begun(config: AgentConfig, reason: str, *, down: bool) -> Dict[str, Any]:
+    """What stopped.json says of an end that begins now."""
+    record: Dict[str, Any] = {"at": time.time(), "reason": reason, "down": down, "stopping": True}
+    return {**record, "cluster_id": config.cluster_id, "standing": identity(config)}
+
+
 def _cause(record: Mapping[str, Any]) -> str:
     """In words, for those whose jobs it ends."""
     if record.get("reason") == "lease":
@@ -257,8 +262,7 @@ class WorkerRelease:
 
     async def _end(self) -> None:
         path = os.path.join(self._config.sky, "stopped.json")
-        record: Dict[str, Any] = {"at": time.time(), "reason": "lease", "down": True, "stopping": True}
-        record.update(cluster_id=self._config.cluster_id, standing=identity(self._config), lease_s=self._lease.lease_s)
+        record = {**_begun(self._config, "lease", down=True), "lease_s": self._lease.lease_s}
         _log.info("ending this node: %s", _cause(record))
         try:
             write_file(path, json.dumps(record).encode())

@@ -17,7 +17,7 @@ from skylib.agent.account import parse_limits, parse_umask, user_environment
 from skylib.agent.identity import boot_id
 from skylib.agent.node import NodeService
 from skylib.agent.processes import carrying, own, read
-from tests.ray.agent_harness import Client, InProcessAgent, NodeFolders, end_everything, until
+from tests.ray.agent_harness import Client, InProcessAgent, NodeFolders, connect, end_everything, until
 
 KEY = ["task-1", "run", 0]
 
@@ -33,12 +33,6 @@ def agent(tmp_path: Path) -> Iterator[InProcessAgent]:
 @pytest.fixture
 def client(agent: InProcessAgent) -> Client:
     return connect(agent)
-
-
-def connect(agent: InProcessAgent) -> Client:
-    client = Client(agent.head.socket)
-    client.call("ready", timeout_s=10)
-    return client
 
 
 @pytest.fixture

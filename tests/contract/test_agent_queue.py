@@ -16,7 +16,7 @@ from skylib.agent import refusals
 from skylib.agent.processes import carrying, own
 from skylib.jobs.columns import decode_jobs
 from skylib.models.job import JobRecord
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, until
+from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, connect, until
 
 COUNT = "echo x >> tries; n=$(wc -l < tries); echo try $n; "
 
@@ -27,12 +27,6 @@ def agent(tmp_path: Path) -> Iterator[InProcessAgent]:
     agent.begin()
     yield agent
     agent.close()
-
-
-def connect(agent: InProcessAgent) -> Client:
-    client = Client(agent.head.socket)
-    client.call("ready", timeout_s=10)
-    return client
 
 
 @pytest.fixture

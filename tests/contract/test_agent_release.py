@@ -13,7 +13,7 @@ import pytest
 
 from skylib.agent.lease import Lease
 from skylib.agent.processes import carrying, own
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, command_lines, until
+from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, command_lines, connect, until
 
 
 @pytest.fixture
@@ -22,12 +22,6 @@ def agent(tmp_path: Path) -> Iterator[InProcessAgent]:
     agent.begin()
     yield agent
     agent.close()
-
-
-def connect(agent: InProcessAgent) -> Client:
-    client = Client(agent.head.socket)
-    client.call("ready", timeout_s=10)
-    return client
 
 
 def stopped(agent: InProcessAgent, *, timeout_s: float = 20.0) -> dict[str, Any]:

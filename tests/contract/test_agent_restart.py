@@ -16,7 +16,16 @@ import pytest
 
 from skylib.agent.node import NodeService
 from skylib.agent.processes import carrying, is_alive, own
-from tests.ray.agent_harness import AgentSaid, Client, InProcessAgent, NodeFolders, end_everything, run_daemon, until
+from tests.ray.agent_harness import (
+    AgentSaid,
+    Client,
+    InProcessAgent,
+    NodeFolders,
+    connect,
+    end_everything,
+    run_daemon,
+    until,
+)
 
 SETTING = {"wait_for": "jobs_and_ssh", "hook": None, "hook_timeout_s": None}
 SLOW = "for i in $(seq 60); do echo $SKYPILOT_NODE_RANK $i; sleep 0.02; done"
@@ -28,12 +37,6 @@ def agent(tmp_path: Path) -> Iterator[InProcessAgent]:
     agent.begin()
     yield agent
     agent.close()
-
-
-def connect(agent: InProcessAgent) -> Client:
-    client = Client(agent.head.socket)
-    client.call("ready", timeout_s=10)
-    return client
 
 
 def again(agent: InProcessAgent) -> Client:

@@ -15,7 +15,7 @@ import pytest
 from skylib.agent.config import AgentConfig
 from skylib.agent.daemon import Daemon
 from skylib.agent.processes import carrying, own
-from tests.ray.agent_harness import AgentSaid, Client, DirectRanks, InProcessAgent, NodeFolders, until
+from tests.ray.agent_harness import AgentSaid, Client, DirectRanks, InProcessAgent, NodeFolders, connect, until
 
 
 @pytest.fixture
@@ -29,12 +29,6 @@ def agent(tmp_path: Path) -> Iterator[InProcessAgent]:
 @pytest.fixture
 def client(agent: InProcessAgent) -> Client:
     return connect(agent)
-
-
-def connect(agent: InProcessAgent) -> Client:
-    client = Client(agent.head.socket)
-    client.call("ready", timeout_s=10)
-    return client
 
 
 def again(agent: InProcessAgent) -> Client:

@@ -26,7 +26,17 @@ from skylib.agent.processes import Process, carrying, end, own
 from skylib.agent.tree import read_json
 from skylib.runtime.agent_bundle import Bundle, build_bundle
 
-__all__ = ["AgentSaid", "Client", "InProcessAgent", "NodeFolders", "command_lines", "end_everything", "run_daemon", "until"]
+__all__ = [
+    "AgentSaid",
+    "Client",
+    "InProcessAgent",
+    "NodeFolders",
+    "command_lines",
+    "connect",
+    "end_everything",
+    "run_daemon",
+    "until",
+]
 
 
 @lru_cache
@@ -327,6 +337,13 @@ class Client:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+
+def connect(agent: InProcessAgent) -> Client:
+    """A client of an agent whose nodes are ready."""
+    client = Client(agent.head.socket)
+    client.call("ready", timeout_s=10)
+    return client
 
 
 class AgentSaid(Exception):
