@@ -100,6 +100,8 @@ class Collector:
             task.cancel()
         self._tasks.clear()
         self._writers.shutdown()  # what is being written is whole when another agent goes on
+        for log in self._logs.values():
+            log.close()
 
     async def _announce(self, node: int) -> None:
         """Tells the node which ranks to look after; a poll that waits there sees them at once."""

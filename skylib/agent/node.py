@@ -154,6 +154,11 @@ class NodeService:
         self._zygote.warm()
         return {"rank": self.config.rank, "pid": os.getpid(), "boot": self._boot}
 
+    def close(self) -> None:
+        """When no call is under way and none will come: for a service that does not end with its process."""
+        self._changed.close()
+        self._zygote.close()
+
     def start(self, spec: Mapping[str, Any]) -> str:
         """Starts a rank, once: "started", or "exists" when it was started before. Raises OSError with what went wrong.
 

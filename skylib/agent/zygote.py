@@ -64,6 +64,13 @@ class Zygote:
         if answer != STARTED:
             raise OSError(answer.decode("utf-8", "replace"))
 
+    def close(self) -> None:
+        """Ends the warm process, if there is one; what it has started goes on."""
+        with self._lock:
+            if self._control is not None:
+                self._control.close()
+                self._control = None
+
     def _ask(self, data: bytes) -> bytes:
         """What a fork of the warm process answered; nothing when there is no such process, or it could not fork."""
         self.warm()

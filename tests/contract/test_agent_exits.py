@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -38,8 +39,9 @@ def client(agent: InProcessAgent) -> Client:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[NodeService]:
     config = NodeFolders(tmp_path, count=1).write()[0]
-    yield NodeService(config.path, config.bundle_of(config.me))
-    end_everything([config])
+    with contextlib.closing(NodeService(config.path, config.bundle_of(config.me))) as service:
+        yield service
+        end_everything([config])
 
 
 def rank_dir(service: NodeService) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -330,8 +331,8 @@ def test_a_node_can_be_asked_to_end_itself(tmp_path: Path) -> None:
     folders = NodeFolders(tmp_path, count=1)
     config = folders.write()[0]
     environ = {**os.environ, "SKYLIB_CLUSTER_ID": folders.cluster_id}
-    with subprocess.Popen(["sleep", "60"], env=environ) as process:
-        service = NodeService(config.path, config.bundle_of(config.me))
+    made = contextlib.closing(NodeService(config.path, config.bundle_of(config.me)))
+    with subprocess.Popen(["sleep", "60"], env=environ) as process, made as service:
         assert service.end_node(0.05, 1.0) == [process.pid]
         assert process.wait(10) == -15
 

@@ -142,7 +142,7 @@ def test_a_cluster_whose_head_is_cut_off_is_adopted_too(
     assert (found.health, found.missing) == (ClusterHealth.CANNOT_TELL, (head,))
     assert second.client.adopt("train").status is skylib.ClusterStatus.UNREACHABLE
     cut.restore()
-    assert second.client.status("train", refresh=True)[0].status is UP
+    eventually(lambda: second.client.status("train", refresh=True)[0].status is UP, what="the cluster is whole again")
     assert [each.job_id for each in second.client.queue("train")] == [1]
     second.client.down("train")
     second.assert_nothing_left()

@@ -98,4 +98,4 @@ def test_a_cluster_that_was_wiped_by_hand_is_gone_and_what_it_cost_is_known(lab:
     (row,) = lab.client.cost_report()
     assert (row.name, row.running, row.num_nodes, row.prices) == ("lost", False, 2, (36.0, 36.0))
     assert row.seconds == life.used_seconds(now=time.time())
-    assert row.cost == 72.0 * row.seconds / 3600
+    assert row.cost == pytest.approx(72.0 * row.seconds / 3600)

@@ -133,13 +133,20 @@ class DirectRanks(Ranks):
     def __init__(self, configs: list[AgentConfig]) -> None:
         super().__init__()
         self._configs = configs
+        self._made: list[NodeService] = []
         self._services = {config.rank: self._service(config) for config in configs}
         self.reserved: dict[str, list[dict[str, float]]] = {}
         self.refusing = ""
 
-    @staticmethod
-    def _service(config: AgentConfig) -> NodeService:
-        return NodeService(config.path, config.bundle_of(config.me))
+    def _service(self, config: AgentConfig) -> NodeService:
+        service = NodeService(config.path, config.bundle_of(config.me))
+        self._made.append(service)
+        return service
+
+    def close(self) -> None:
+        """After the last call: what the services hold of this process is given back."""
+        for service in self._made:
+            service.close()
 
     def reset(self, rank: int) -> None:
         self._services[rank] = self._service(self._configs[rank])
@@ -226,6 +233,7 @@ class InProcessAgent:
             self._thread.join(10)
             assert not self._thread.is_alive()
             self._thread = None
+            self.ranks.close()
 
     def cut(self, rank: int) -> None:
         self._loop.call_soon_threadsafe(self.ranks.cut, rank)
