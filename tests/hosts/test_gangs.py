@@ -37,7 +37,6 @@ def test_torchrun_trains_one_model_on_two_nodes(shared: Lab) -> None:
     assert job.wait().exit_codes == (0, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mpirun", path="/usr/bin") is None, reason="Debian's openmpi-bin is not installed")
 def test_mpi_runs_on_three_nodes_without_ssh_between_them(shared: Lab) -> None:
     """mpirun on rank 0 starts its daemons through the other ranks; every process gets the sum."""

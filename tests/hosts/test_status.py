@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 import skylib
 from skylib.paths import SkyHome
 from skylib.state.sqlite import SqliteStore
