@@ -41,10 +41,11 @@ def test_torchrun_trains_one_model_on_two_nodes(shared: Lab) -> None:
 def test_mpi_runs_on_three_nodes_without_ssh_between_them(shared: Lab) -> None:
     """mpirun on rank 0 starts its daemons through the other ranks; every process gets the sum."""
     job = shared.client.exec(example("mpi", secrets={"MPI_TOKEN": "only-the-gang-knows"}), "shared")
-    said = [re.fullmatch(r"rank (\d) of 3 on (\S+): 6", line.text) for line in job.logs() if line.text.startswith("rank ")]
+    lines = list(job.logs())
+    said = [re.fullmatch(r"rank (\d) of 3 on (\S+): 6", line.text) for line in lines]
     job.wait()
     found = {match[1]: match[2] for match in said if match is not None}
-    assert sorted(found) == ["0", "1", "2"]
+    assert sorted(found) == ["0", "1", "2"], "\n".join(map(str, lines))
     assert sorted(found.values()) == sorted(host.name for host in shared.hosts)
 
 
