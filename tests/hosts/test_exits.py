@@ -104,7 +104,6 @@ def test_killing_a_ranks_shell_ends_all_that_it_began(shared: Lab):
     assert [line for host in hosts for line in shared.ours(host) if line.startswith("sleep 51")] == []
 
 
-@pytest.mark.slow
 def test_a_killed_supervisor_loses_its_rank_and_nothing_else(shared: Lab):
     """Nobody can say how the rank would have ended: FAILED_DRIVER, that cause, and its processes are ended."""
     job = shared.client.exec(shared.task("sleep 5251 & env -i setsid sleep 5252 & echo $PPID; wait", num_nodes=2), "shared")
