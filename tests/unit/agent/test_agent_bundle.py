@@ -82,6 +82,20 @@ def test_end_on_a_python_of_old(tmp_path: Path) -> None:
     assert json.loads(second.stdout) == {"ended": [], "survivors": [], "ports_closed": []}
 
 
+def test_an_end_waits_for_one_that_was_begun_before(tmp_path: Path) -> None:
+    """Its client may be gone, it goes on: when the later one has answered, nothing that is begun anew is ended any more."""
+    folders = NodeFolders(tmp_path, count=1)
+    config = folders.write()[0]
+    argv = [sys.executable, "-S", "-E", config.bundle_of(config.me), "end", "--config", config.path]
+    subprocess.run([*argv, "--after-s", "1", "--detach"], timeout=30, check=True)
+    later = subprocess.run(argv, capture_output=True, timeout=30, check=True)
+    assert json.loads(later.stdout)["survivors"] == []
+    with subprocess.Popen(["sleep", "60"], env={**os.environ, "SKYLIB_CLUSTER_ID": folders.cluster_id}) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.5)
+        process.kill()
+
+
 def test_end_leaves_another_cluster_alone(tmp_path: Path) -> None:
     """With an id that is not the configuration's it prints {} and touches nothing; with its own it ends all."""
     folders = NodeFolders(tmp_path, count=1)
