@@ -130,7 +130,8 @@ def _alone(config_path: str) -> None:
         return  # who reads it says so
     while time.monotonic() < until:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             time.sleep(0.02)
         except OSError:  # a file system without locks
