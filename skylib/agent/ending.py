@@ -12,11 +12,12 @@ from typing import List, Set
 
 from .cgroups import remove
 from .config import AgentConfig, load_config
+from .identity import boot_id
 from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
 from .sockets import listening_ports, ports_of
 from .supervisor import ENDED, write_file
-from .tree import read_json
+from .tree import left_behind, read_json
 
 __all__ = ["end_cluster", "main"]
 
@@ -52,10 +53,22 @@ def _task_of(pid: int) -> str:
     return ""
 
 
+def _left_behind(config: AgentConfig) -> Set[int]:
+    """Those that jobs on this machine left behind when they ended, whatever they have shed."""
+    boot, found = boot_id(), set()
+    for root in _roots(config):
+        for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*", "left")):
+            rank = os.path.dirname(path)
+            if (read_json(os.path.join(rank, "pids")) or {}).get("boot") == boot:
+                found |= left_behind(rank)
+    return found
+
+
 def _find(config: AgentConfig, spare: Set[int], *, jobs_only: bool) -> List[Process]:
     processes = own()
     tasks = _task_ids(config)
     pids = {process.pid for process in processes.values() if _task_of(process.pid) in tasks} if tasks else set()
+    pids |= _left_behind(config)
     if not jobs_only:
         pids |= carrying(processes.values(), {TOKEN_VARIABLE: config.cluster_id})
     return [processes[pid] for pid in sorted(with_descendants(processes, pids) - spare)]

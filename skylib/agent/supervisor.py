@@ -242,6 +242,30 @@ def _wait(shell: int) -> int:
             return status
 
 
+def _note_left(state_dir: str) -> None:
+    """Writes down whom the shell has left behind, in `left`; no file when there is nobody.
+
+    All of them are our children by now. Who has shed everything else could not be found any more once we are gone.
+    """
+    me = os.getpid()
+    pairs: List[str] = []
+    try:
+        with open(f"/proc/self/task/{me}/children", "rb") as file:
+            pids = [int(word) for word in file.read().split()]
+        for pid in pids:
+            fields = stat_fields(pid)
+            if fields and fields[0] not in (b"Z", b"X"):
+                pairs.append("[%d, %d]" % (pid, int(fields[19])))
+        if not pairs:
+            return
+    except OSError:
+        pass  # a kernel that does not tell: somebody may be left
+    try:
+        write_file(os.path.join(state_dir, "left"), ('{"pids": [%s]}' % ", ".join(pairs)).encode())
+    except OSError:
+        return  # a full disk: they are found by what they have not shed
+
+
 def _keep_room(state_dir: str) -> None:
     """A file with blocks of its own. Raises OSError."""
     handle = os.open(os.path.join(state_dir, "room"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -322,6 +346,7 @@ def _supervise(spec: Spec, answer: int) -> None:
     status = _wait(shell)
     if status == 0 and spec.marker:
         _mark_done(spec.marker)
+    _note_left(state_dir)
     if spec.cgroup:
         remove(spec.cgroup)  # stays while anything is left in it
     _write_exit(state_dir, status, oom=0 <= kills < memory_kills(counter))

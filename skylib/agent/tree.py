@@ -1,7 +1,8 @@
 """A job's processes on one node: found whatever they did to hide, and ended.
 
 Known by what they inherited from their rank: its control group where it has one, its session, the supervisor above them (it
-adopts orphans), the job's environment variable, and the rank's log as their output. Each of these can be shed, seldom all.
+adopts orphans), the job's environment variable, and the rank's log as their output. Each of these can be shed; whoever is
+there when the supervisor ends is written down by it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from . import cgroups
 from .phases import stream_of
 from .processes import Ended, Process, carrying, end, everyone, is_alive, of_this_account, with_descendants
 
-__all__ = ["JobTree", "Record", "read_json", "state_dirs"]
+__all__ = ["JobTree", "Record", "left_behind", "read_json", "state_dirs"]
 
 CLOSED = "closed"  # beside the ranks' directories of a job: nothing of it is to be started any more
 
@@ -138,7 +139,6 @@ class JobTree:
             if record.pids.get("cgroup"):
                 cgroups.remove(str(record.pids["cgroup"]))
 
-
     def remove(self) -> bool:
         """The job has ended for good: what was kept of its ranks goes, but not while anything of it runs (then False).
 
@@ -150,13 +150,26 @@ class JobTree:
             known = {path: read_json(os.path.join(path, "pids")) for path in state_dirs(self._base)}
             mine = [pids for pids in known.values() if pids is not None and pids.get("boot") == self._boot]
             marks = [pids.get(who) or (0, 0) for pids in mine for who in ("supervisor", "shell")]
-            if any(pid and is_alive(pid, start) for pid, start in marks) or (mine and self.find("", None)):
+            if any(pid and is_alive(pid, start) for pid, start in marks):
+                return False
+            if any(_may_have_left(path) for path, pids in known.items() if pids in mine) and self.find("", None):
                 return False
             for path in [path for path, pids in known.items() if pids is not None]:
                 shutil.rmtree(path)
         except OSError:
             return False
         return True
+
+
+def left_behind(path: str) -> Set[int]:
+    """Pids of those that were there when the rank's supervisor ended and still are. path: its directory, of this boot."""
+    pairs = (read_json(os.path.join(path, "left")) or {}).get("pids") or []
+    return {int(pid) for pid, start in pairs if is_alive(int(pid), int(start))}
+
+
+def _may_have_left(path: str) -> bool:
+    """Whether a rank whose supervisor is gone may have left somebody behind: a supervisor that was killed says nothing."""
+    return os.path.exists(os.path.join(path, "left")) or not os.path.exists(os.path.join(path, "exit"))
 
 
 def _supervisor(record: Record) -> int:
@@ -171,6 +184,8 @@ def _inherited(records: Sequence[Record], everybody: Mapping[int, Process]) -> S
     for record in records:
         supervisor = _supervisor(record)
         found |= with_descendants(everybody, [supervisor]) - {supervisor} if supervisor else set()
+        if record.pids:
+            found |= with_descendants(everybody, left_behind(record.path))
         pid, start = record.pids.get("shell") or (0, 0)
         if pid and (pid not in everybody or everybody[pid].start == start):
             sessions.add(pid)

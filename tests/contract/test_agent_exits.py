@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,6 +231,19 @@ def test_a_failed_rank_leaves_nothing_behind(client: Client) -> None:
     """Its background processes are ended with the gang; those of a job that succeeds go on."""
     assert client.done(client.submit("setsid sleep 7301 & (env -i setsid sleep 7302 &); exit 3"))["exit_codes"] == [3]
     until(lambda: not sleeping(7301) and not sleeping(7302))
+
+
+def test_who_has_shed_everything_ends_with_the_cluster(client: Client, agent: InProcessAgent) -> None:
+    """A process that a successful job left behind goes on, without its session, variables or output; `end` knows it."""
+    job = client.done(client.submit("env -i setsid sleep 7303 > /dev/null 2>&1 < /dev/null &\necho $!"))
+    assert job["status"] == "SUCCEEDED"
+    pid = int(client.log(job["job_id"])[0]["text"])
+    client.done(client.submit("true"))  # what is kept of ended jobs is looked through
+    assert sleeping(7303) == [pid]
+    config = agent.head
+    argv = [sys.executable, "-S", "-E", config.bundle_of(config.me), "end", "--config", config.path]
+    assert pid in json.loads(subprocess.run(argv, capture_output=True, timeout=30, check=True).stdout)["ended"]
+    assert sleeping(7303) == []
 
 
 def test_a_hidden_process_of_a_killed_supervisor_is_ended(client: Client) -> None:
