@@ -1,6 +1,6 @@
 """Makes what the tests need, checks the package with ruff and mypy, and runs the tests: `python3 tests/run.py`.
 
-The tests on SSH hosts run beside all others, in a pytest of their own; arguments go to a single one. The environment is
+The tests on SSH hosts run beside all others, in two pytests of their own; arguments go to a single one. The environment is
 .venv-test in the checkout, made anew when setup.cfg or Python change. As root, the Debian packages whose commands are
 missing are installed; else the tests that need them are skipped and named.
 Standard library only, Python 3.10 or newer.
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 __all__ = ["main"]
 
@@ -41,6 +42,8 @@ _PACKAGES = {
     "torchrun": "python3-torch",
     "mpirun": "openmpi-bin python3-mpi4py",
 }
+# The first of the second part of the tests on hosts: each part takes about as long.
+_SECOND_PART = "tests/hosts/test_faults.py"
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _CLUSTER_SETTINGS = Path("/etc/postgresql-common/createcluster.conf")
 
@@ -57,28 +60,38 @@ def main(arguments: Sequence[str]) -> int:
         _say(f"{' '.join(map(str, exc.cmd))} exited {exc.returncode}")
         return 2
     checks = [_check("ruff", "check", "."), _check("mypy")]
-    tests = _check("pytest", *arguments) if arguments else _both_halves()
+    tests = _check("pytest", *arguments) if arguments else _all_parts()
     return tests or max(checks)
 
 
-def _both_halves() -> int:
-    """All tests: hosts wait for networks and for Ray most of the time, which leaves a processor to the rest."""
-    command = [str(_PYTHON), "-m", "pytest", "--ignore=tests/hosts"]
-    with tempfile.TemporaryFile() as output:
-        rest = subprocess.Popen(command, cwd=_CHECKOUT, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            hosts = _check("pytest", "tests/hosts")
-            code = rest.wait()
-        finally:
-            if rest.poll() is None:
-                rest.terminate()
-                rest.wait()
+def _all_parts() -> int:
+    """All tests, in three pytests beside each other: hosts wait for networks and for Ray most of the time."""
+    hosts = sorted(str(path.relative_to(_CHECKOUT)) for path in (_CHECKOUT / "tests" / "hosts").glob("test_*.py"))
+    cut = sum(name < _SECOND_PART for name in hosts)
+    parts = [["--ignore=tests/hosts"], hosts[:cut], hosts[cut:]]
+    with contextlib.ExitStack() as stack:
+        running: list[tuple[list[str], subprocess.Popen[bytes], IO[bytes]]] = []
+        for part in parts:
+            output = stack.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [str(_PYTHON), "-m", "pytest", *part], cwd=_CHECKOUT, stdout=output, stderr=subprocess.STDOUT
+            )
+            stack.callback(_end, process)
+            running.append((part, process, output))
+        codes = []
+        for part, process, output in running:
+            codes.append(process.wait())
+            _say(f"pytest {part[0]}" + (f" to {part[-1]}" if len(part) > 1 else ""))
             output.seek(0)
-            _say(" ".join(command[1:]))
-            sys.stdout.flush()
             shutil.copyfileobj(output, sys.stdout.buffer)
             sys.stdout.flush()
-    return hosts or code
+    return max(codes, key=abs)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
 
 
 def _check(*argv: str) -> int:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import pwd
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from skylib.facts.hardware import probe
-from skylib.locks import Locks
+from skylib.locks import Grip, Locks
 from skylib.paths import SkyHome, ensure_private_dir
 from skylib.runtime.environment import ensure_environment
 from skylib.runtime.layout import NodeLayout
 from skylib.runtime.wheelhouse import Wheelhouse
 from skylib.transport.local import LocalTransport
 
-__all__ = ["ray_environment", "ray_python", "shared_wheelhouse", "shared_wheelhouse_home", "shared_wheels"]
+__all__ = ["ray_environment", "ray_python", "shared_wheelhouse", "shared_wheelhouse_home", "shared_wheels", "warm_alone"]
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -43,12 +44,17 @@ def shared_wheels() -> Path:
     return ensure_private_dir(shared_wheelhouse_home().runtime / "wheels")
 
 
+def warm_alone() -> AbstractContextManager[Grip]:
+    """While inside, no other run of tests downloads wheels: homes that share a wheelhouse have locks of their own."""
+    return Locks(shared_wheelhouse_home()).hold("tests:ray-environment", operation="tests", timeout_s=1800)
+
+
 def ray_environment() -> Path:
     """A runtime environment on this machine, made by skylib itself when it is first asked for."""
     home = shared_wheelhouse_home()
     root = ensure_private_dir(home.runtime / "ray")
     transport = LocalTransport()
-    with Locks(home).hold("tests:ray-environment", operation="tests", timeout_s=1800):
+    with warm_alone():
         facts = probe(transport, root=str(root))
         made = ensure_environment(transport, facts, NodeLayout(root=str(root)), wheelhouse=shared_wheelhouse())
     return Path(made.env)

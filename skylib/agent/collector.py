@@ -46,6 +46,7 @@ class Collector:
         self._announcing: Set[asyncio.Task[None]] = set()
         self._moved: Dict[str, float] = {}
         self._writers = ThreadPoolExecutor(max_workers=4)
+        self._stopped = False
         self.on_bytes: Callable[[str], None] = lambda task_id: None
 
     def open(self, task_id: str, log_dir: str) -> None:
@@ -96,6 +97,8 @@ class Collector:
             rank.ended({"lost": why})
 
     def stop(self) -> None:
+        """What comes from now on is neither written nor told: the next agent gets it again."""
+        self._stopped = True
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
@@ -123,7 +126,7 @@ class Collector:
     async def _follow(self, node: int) -> None:
         """For as long as the agent lives. A node that does not answer is asked again, from where its logs are known."""
         done: List[Key] = []
-        while True:
+        while not self._stopped:
             watched = self._watched.setdefault(node, {})
             if not watched and not done:
                 self._wake[node].clear()
@@ -133,7 +136,8 @@ class Collector:
                 await self._announce(node)
                 taken = [(key, self._source(key)) for key in watched]
                 reply = await self._ranks.call(node, "poll", taken, done, _POLL_S, timeout_s=_POLL_S + 10.0)
-                done = await self._take(node, reply)
+                if not self._stopped:  # a cancellation can be lost while an answer comes
+                    done = await self._take(node, reply)
             except (RankError, asyncio.TimeoutError) as exc:
                 if not isinstance(exc, RankError) or exc.kind not in ("link", "node"):
                     _log.warning("node %d cannot be followed now: %s", node, exc)

@@ -33,6 +33,20 @@ _TICK_S = 1.0
 _GRACE_S = 3.0
 _GONE_S = 6.0
 _ASLEEP_S = 300.0
+_ASKED_AGAIN_S = 0.2
+
+
+async def _end_tasks() -> None:
+    """Ends all that goes on beside the caller. Asked for once may not be enough: before Python 3.12 a cancellation is lost
+    when what `wait_for` waits for comes at the same moment.
+    """
+    while True:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_ASKED_AGAIN_S)
 
 
 class Daemon(Keeper):
@@ -105,9 +119,7 @@ class Daemon(Keeper):
         for follower in (self._lookout, self._rejoin):
             if follower is not None:
                 follower.stop()
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+        await _end_tasks()
         if self._mark is not None:
             await self._mark.write()
         if self._engine is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, copy_runtime, make_lab, remove_home
-from tests.runtime_fixture import shared_wheels
+from tests.runtime_fixture import shared_wheels, warm_alone
 from tests.testbed import Host, Testbed
 
 
@@ -25,7 +25,8 @@ def warm_host(testbed: Testbed, wheels: Path) -> Iterator[Host]:
     host = testbed.host(name="warm")
     with tempfile.TemporaryDirectory(prefix="skylib-warm-") as scratch:
         lab = make_lab(Path(scratch, "sky"), [host], wheels=wheels)
-        lab.client.launch(lab.task("true"), "warm").wait()
+        with warm_alone():  # the wheels that it may download are other test runs' as well
+            lab.client.launch(lab.task("true"), "warm").wait()
         lab.client.down("warm")
         remove_home(lab)
     yield host
