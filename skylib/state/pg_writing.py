@@ -29,6 +29,8 @@ _FORGET_OLD = (
     "DELETE FROM lock_holders WHERE backend = 0 AND since < extract(epoch FROM now() - interval '30 days')"
 )
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND backend_start::text = ?"
+_LOCKS_OF = "SELECT 1 FROM pg_locks WHERE pid = ? LIMIT 1"  # pg_stat_activity stays the same within a transaction
+_BACKEND_ENDS_S = 2.0
 
 
 class Writer:
@@ -121,9 +123,16 @@ class Writing(Generic[_T]):
 
 
 def end_backend(link: Link, backend: tuple[int, str]) -> None:
-    """End what a broken connection of ours (Link.backend) has left on the server, if it is still there."""
+    """End what a broken connection of ours (Link.backend) has left on the server, if it is still there.
+
+    The server answers before it has done so: its locks are waited for, as it would otherwise look as if somebody had them.
+    """
     with contextlib.suppress(StateError):  # not allowed: the server finds out by itself
-        link.rows(_END_BACKEND, *backend)
+        if not link.rows(_END_BACKEND, *backend):
+            return
+        until = time.monotonic() + _BACKEND_ENDS_S
+        while link.rows(_LOCKS_OF, backend[0]) and time.monotonic() < until:
+            time.sleep(0.005)
 
 
 def check_fence(link: Connection, fence: Fence) -> None:
