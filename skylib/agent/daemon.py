@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Set
 
 from .autostop import Autostop
 from .config import AgentConfig
@@ -36,12 +36,12 @@ _ASLEEP_S = 300.0
 _ASKED_AGAIN_S = 0.2
 
 
-async def _end_tasks() -> None:
-    """Ends all that goes on beside the caller. Asked for once may not be enough: before Python 3.12 a cancellation is lost
-    when what `wait_for` waits for comes at the same moment.
+async def _end_tasks(others: Set[asyncio.Task[Any]]) -> None:
+    """Ends all tasks but these. Asked for once may not be enough: before Python 3.12 a cancellation is lost when what
+    `wait_for` waits for comes at the same moment.
     """
     while True:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
+        left = asyncio.all_tasks() - others
         if not left:
             return
         for task in left:
@@ -79,6 +79,7 @@ class Daemon(Keeper):
 
         Raises RuntimeError when a part of it has failed that it cannot do without; jobs go on.
         """
+        others = asyncio.all_tasks()
         if os.path.exists(self._stopped) and not self.asleep and begun_end(self.config) is None:
             os.unlink(self._stopped)
         verbs = self._head() if self.config.role == "head" else worker_verbs(self.config, self)
@@ -119,7 +120,7 @@ class Daemon(Keeper):
         for follower in (self._lookout, self._rejoin):
             if follower is not None:
                 follower.stop()
-        await _end_tasks()
+        await _end_tasks(others)
         if self._mark is not None:
             await self._mark.write()
         if self._engine is not None:

@@ -158,7 +158,8 @@ def test_a_rank_that_cannot_be_started_for_want_of_room_says_so(shared: Lab):
     assert record.first_cause is not None
     assert (record.status, record.first_cause.rank) == (skylib.JobStatus.FAILED, 1)
     assert record.first_cause.reason == "disk_full"
-    assert "the disk of its node is full" in record.cause
+    assert "disk" in record.cause  # it could not be started, or not write down what it printed
+    assert record.first_cause.node in record.cause
 
 
 @pytest.mark.parametrize("counted", ["by the group", "by the machine"])
