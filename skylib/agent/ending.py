@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from typing import List, Set
+from typing import List, Set, Tuple
 
 from .cgroups import remove
 from .config import AgentConfig, load_config
@@ -17,7 +17,7 @@ from .processes import Ended, Process, ancestors, carrying, end, own, read, with
 from .protocol import TOKEN_VARIABLE
 from .sockets import listening_ports, ports_of
 from .supervisor import ENDED, write_file
-from .tree import left_behind, read_json
+from .tree import left_behind, read_json, still_there
 
 __all__ = ["end_cluster", "main"]
 
@@ -53,9 +53,10 @@ def _task_of(pid: int) -> str:
     return ""
 
 
-def _left_behind(config: AgentConfig) -> Set[int]:
-    """Those that jobs on this machine left behind when they ended, whatever they have shed."""
-    boot, found = boot_id(), set()
+def _left_behind(config: AgentConfig) -> Set[Tuple[int, int]]:
+    """(pid, start) of those that jobs on this machine left behind when they ended, whatever they have shed."""
+    boot = boot_id()
+    found: Set[Tuple[int, int]] = set()
     for root in _roots(config):
         for path in glob.glob(os.path.join(glob.escape(root), ".sky", "jobs", "*", "*", "left")):
             rank = os.path.dirname(path)
@@ -64,11 +65,11 @@ def _left_behind(config: AgentConfig) -> Set[int]:
     return found
 
 
-def _find(config: AgentConfig, spare: Set[int], *, jobs_only: bool) -> List[Process]:
+def _find(config: AgentConfig, spare: Set[int], left: Set[Tuple[int, int]], *, jobs_only: bool) -> List[Process]:
     processes = own()
     tasks = _task_ids(config)
     pids = {process.pid for process in processes.values() if _task_of(process.pid) in tasks} if tasks else set()
-    pids |= _left_behind(config)
+    pids |= still_there(processes, left)
     if not jobs_only:
         pids |= carrying(processes.values(), {TOKEN_VARIABLE: config.cluster_id})
     return [processes[pid] for pid in sorted(with_descendants(processes, pids) - spare)]
@@ -120,11 +121,11 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
     Only jobs have something to lose and get the whole grace: Ray's GCS and monitor are deaf to TERM.
     """
     _mark(config)
-    steps = [
-        end(lambda: _agents(config, spare), grace_s=min(grace_s, _AGENT_GRACE_S)),
-        end(lambda: _find(config, spare, jobs_only=True), grace_s=grace_s),
-        end(lambda: _find(config, spare, jobs_only=False), grace_s=min(grace_s, _RAY_GRACE_S)),
-    ]
+    steps = [end(lambda: _agents(config, spare), grace_s=min(grace_s, _AGENT_GRACE_S))]
+    left = _left_behind(config)
+    steps.append(end(lambda: _find(config, spare, left, jobs_only=True), grace_s=grace_s))
+    left = _left_behind(config)  # supervisors that ended just now have written theirs down
+    steps.append(end(lambda: _find(config, spare, left, jobs_only=False), grace_s=min(grace_s, _RAY_GRACE_S)))
     _remove_groups(config)
     ended = {pid for step in steps for pid in step.ended}
     return Ended(sorted(ended), steps[-1].survivors)
@@ -171,7 +172,7 @@ def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach
     time.sleep(after_s)
     me = os.getpid()
     spare = ancestors(own(), me)
-    ports = ports_of(process.pid for process in _find(config, spare, jobs_only=False))
+    ports = ports_of(process.pid for process in _find(config, spare, _left_behind(config), jobs_only=False))
     result = end_cluster(config, grace_s=grace_s, spare=spare)
     if not detach:
         closed = sorted(ports - set(listening_ports().values()))

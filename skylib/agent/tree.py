@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import cgroups
 from .phases import stream_of
 from .processes import Ended, Process, carrying, end, everyone, is_alive, of_this_account, with_descendants
 
-__all__ = ["JobTree", "Record", "left_behind", "read_json", "state_dirs"]
+__all__ = ["JobTree", "Record", "left_behind", "read_json", "state_dirs", "still_there"]
 
 CLOSED = "closed"  # beside the ranks' directories of a job: nothing of it is to be started any more
 
@@ -148,11 +148,11 @@ class JobTree:
         try:
             self.close()
             known = {path: read_json(os.path.join(path, "pids")) for path in state_dirs(self._base)}
-            mine = [pids for pids in known.values() if pids is not None and pids.get("boot") == self._boot]
-            marks = [pids.get(who) or (0, 0) for pids in mine for who in ("supervisor", "shell")]
+            mine = {path: pids for path, pids in known.items() if pids is not None and pids.get("boot") == self._boot}
+            marks = [pids.get(who) or (0, 0) for pids in mine.values() for who in ("supervisor", "shell")]
             if any(pid and is_alive(pid, start) for pid, start in marks):
                 return False
-            if any(_may_have_left(path) for path, pids in known.items() if pids in mine) and self.find("", None):
+            if any(map(_may_have_left, mine)) and self.find("", None):
                 return False
             for path in [path for path, pids in known.items() if pids is not None]:
                 shutil.rmtree(path)
@@ -161,10 +161,15 @@ class JobTree:
         return True
 
 
-def left_behind(path: str) -> Set[int]:
-    """Pids of those that were there when the rank's supervisor ended and still are. path: its directory, of this boot."""
+def left_behind(path: str) -> Set[Tuple[int, int]]:
+    """(pid, start) of those that were there when the rank's supervisor ended. path: the rank's directory, of this boot."""
     pairs = (read_json(os.path.join(path, "left")) or {}).get("pids") or []
-    return {int(pid) for pid, start in pairs if is_alive(int(pid), int(start))}
+    return {(int(pid), int(start)) for pid, start in pairs}
+
+
+def still_there(everybody: Mapping[int, Process], marks: Iterable[Tuple[int, int]]) -> Set[int]:
+    """Pids of those of them that are alive; a pid that is used again is somebody else's."""
+    return {pid for pid, start in marks if pid in everybody and everybody[pid].start == start}
 
 
 def _may_have_left(path: str) -> bool:
@@ -185,7 +190,7 @@ def _inherited(records: Sequence[Record], everybody: Mapping[int, Process]) -> S
         supervisor = _supervisor(record)
         found |= with_descendants(everybody, [supervisor]) - {supervisor} if supervisor else set()
         if record.pids:
-            found |= with_descendants(everybody, left_behind(record.path))
+            found |= with_descendants(everybody, still_there(everybody, left_behind(record.path)))
         pid, start = record.pids.get("shell") or (0, 0)
         if pid and (pid not in everybody or everybody[pid].start == start):
             sessions.add(pid)
