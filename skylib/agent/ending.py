@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
@@ -12,6 +11,7 @@ from typing import List, Set, Tuple
 
 from .cgroups import remove
 from .config import AgentConfig, load_config
+from .hold import wait_for_ends
 from .identity import boot_id
 from .processes import Ended, Process, ancestors, carrying, end, own, read, with_descendants
 from .protocol import TOKEN_VARIABLE
@@ -23,7 +23,6 @@ __all__ = ["end_cluster", "main"]
 
 _AGENT_GRACE_S = 2.0
 _RAY_GRACE_S = 0.4
-_OTHERS_S = 30.0  # longer than another one takes
 
 
 def _roots(config: AgentConfig) -> Set[str]:
@@ -131,34 +130,13 @@ def end_cluster(config: AgentConfig, *, grace_s: float, spare: Set[int]) -> Ende
     return Ended(sorted(ended), steps[-1].survivors)
 
 
-def _alone(config_path: str) -> None:
-    """Waits until nobody else is at the end of this node; from now on others wait for us, until this process is over.
-
-    An end whose client was killed goes on, and a later one finds nothing left to do: if it did not wait, the earlier one
-    could end what is begun after it.
-    """
-    until = time.monotonic() + _OTHERS_S
-    try:
-        handle = os.open(config_path, os.O_RDONLY | os.O_CLOEXEC)  # the file itself: a full disk has no room for another
-    except OSError:
-        return  # who reads it says so
-    while time.monotonic() < until:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.02)
-        except OSError:  # a file system without locks
-            return
-
-
 def main(config_path: str, *, grace_s: float = 5.0, after_s: float = 0.0, detach: bool = False, cluster_id: str = "") -> int:
     """Prints {"ended": [pid...], "survivors": [pid...], "ports_closed": [port...]}; 1 when there are survivors.
 
     Detached, it prints nothing, returns at once and goes on by itself. cluster_id: the only one that may be ended; when
     the configuration is another cluster's, nothing is touched and {} is printed.
     """
-    _alone(config_path)
+    wait_for_ends(config_path)
     config = load_config(config_path)
     if cluster_id and config.cluster_id != cluster_id:
         sys.stdout.write("" if detach else "{}\n")

@@ -1,4 +1,7 @@
-"""One agent a node: the lock on a file that says who it is, and how one agent takes another's place."""
+"""One agent a node: the lock on a file that says who it is, and how one agent takes another's place.
+
+And one end of a node at a time, for which who begins an agent waits, too.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from typing import Any, Dict, Mapping, Optional, Set, Tuple
 from .config import AgentConfig
 from .processes import is_alive, read
 
-__all__ = ["take_over", "write_holder"]
+__all__ = ["take_over", "wait_for_ends", "write_holder"]
 
 _START_S = 20.0
+_END_S = 30.0  # longer than one takes
 
 
 def _lock(config: AgentConfig) -> Tuple[int, Optional[Dict[str, Any]]]:
@@ -89,3 +93,24 @@ def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: boo
     }
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def wait_for_ends(config_path: str) -> None:
+    """Waits until nobody else is at the end of this node; from now on others wait for us, until this process is over.
+
+    An end whose client was killed goes on. A later one would find nothing left to do, and whatever is begun after it, or
+    to read what is left, would be ended by the earlier one.
+    """
+    until = time.monotonic() + _END_S
+    try:
+        handle = os.open(config_path, os.O_RDONLY | os.O_CLOEXEC)  # the file itself: a full disk has no room for another
+    except OSError:
+        return  # who reads it says so
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return

@@ -12,7 +12,7 @@ import sys
 from .config import AgentConfig, load_config
 from .daemon import Daemon
 from .guardian import LEFT, NEVER_READY, guard
-from .hold import take_over, write_holder
+from .hold import take_over, wait_for_ends, write_holder
 from .link import Ranks, RayLink
 from .protocol import TOKEN_VARIABLE
 
@@ -112,6 +112,7 @@ def main(config_path: str, *, asleep: bool = False) -> int:
     """
     config = load_config(config_path)
     if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
+        wait_for_ends(config_path)  # without the mark, by which they would find us
         environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)
     os.makedirs(config.sky, mode=0o700, exist_ok=True)

@@ -17,7 +17,7 @@ from skylib.transport.fanout import fanout
 
 __all__ = ["Brought", "bring_home", "bring_logs_home", "keep_log"]
 
-WAKE_TIMEOUT_S = 30.0
+WAKE_TIMEOUT_S = 60.0
 KEEP_TIMEOUT_S = 600.0
 AT_ONCE = 8
 
@@ -81,7 +81,7 @@ def _has_jobs(session: Session, record: ClusterRecord) -> bool:
 def _wake(session: Session, record: ClusterRecord) -> None:
     head = record.head
     session.forget_agent(record.cluster_id)
-    command = daemon_command(head.python, layout_of(head), record.cluster_id, asleep=True)
+    command = daemon_command(head.python, layout_of(head), asleep=True)
     session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -374,3 +375,29 @@ def test_an_agent_whose_guardian_dies_has_another_one_take_its_place(tmp_path: P
         Client(config.socket).close()
     finally:
         end_everything([config])
+
+
+def test_an_agent_that_is_begun_during_an_end_stays(tmp_path: Path) -> None:
+    """An end whose client was killed goes on; who wakes the agent meanwhile, to bring logs home, finds one that lives on."""
+    config = NodeFolders(tmp_path, count=2).write()[1]
+    ended = tmp_path / "ended"
+    end = [sys.executable, config.bundle_of(config.me), "end", "--config", config.path, "--after-s", "1"]
+    with subprocess.Popen(["sh", "-c", '"$@" >"$0"', str(ended), *end]) as under_way:
+        until(ended.exists)
+        until(lambda: _is_locked(config.path))
+        try:
+            run_daemon(sys.executable, config, "--asleep")
+            assert under_way.wait(5) == 0
+            assert json.loads(ended.read_text())["ended"] == []
+            Client(config.socket).close()
+        finally:
+            end_everything([config])
+
+
+def _is_locked(path: str) -> bool:
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
