@@ -30,7 +30,7 @@ __all__ = ["RayHold", "Seen", "pause_s", "step"]
 _log = logging.getLogger(__name__)
 _LOOK_S = 0.2
 _START_S = 150.0
-_STABLE_S = 60.0
+_STABLE_S = 10.0  # Ray that has stood for so long was ended by somebody, not by what made its start fail
 _PAUSES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 _END_GRACE_S = 0.0
 _KEPT_FILE = "ray_kept.json"
@@ -65,7 +65,8 @@ def pause_s(failures: int) -> float:
 class RayHold:
     """on_down: called with the reason when Ray is seen to have ended, before anything is done about it.
 
-    on_start: called when it is being started. on_change: when `to_json` has something new.
+    on_start: called when it is being started. on_change: when `to_json` has something new. stable_s: a start whose Ray
+    stood for less counts as one that failed.
     """
 
     def __init__(
@@ -75,15 +76,17 @@ class RayHold:
         on_down: Callable[[str], None] = lambda why: None,
         on_start: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        stable_s: float = _STABLE_S,
     ) -> None:
         self._config = config
+        self._stable_s = stable_s
         self._head = config.role == "head"
         self._on_down, self._on_start, self._on_change = on_down, on_start, on_change
         self._kept = False
         self._pids: Dict[str, Process] = {}
         self._found = False
         self._failures = 0
-        self._tried_at = 0.0
+        self._tried_at = self._up_at = 0.0
         self._wake = asyncio.Event()
         self._paused = False
         self._gcs = PortWatch(config.head_ip, config.ray_port, self._wake.set)
@@ -210,7 +213,7 @@ class RayHold:
             self._on_change()
 
     def _up(self) -> None:
-        if self._failures and time.monotonic() - self._tried_at > _STABLE_S:
+        if self._failures and time.monotonic() - self._up_at > self._stable_s:
             self._failures = 0
         if self.state == "down":  # it was there all the while: who was cut off from it goes on
             self._on_start()
@@ -258,6 +261,7 @@ class RayHold:
             self._failed(problem)
             return
         self.last_error = ""
+        self._up_at = time.monotonic()
         _log.info("Ray is up again after %.1f s", time.monotonic() - began)
         self._set("up")
 

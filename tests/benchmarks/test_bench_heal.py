@@ -15,6 +15,7 @@ from tests.lab import Lab, eventually, texts
 pytestmark = [pytest.mark.bench, pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROUNDS = 3
+STANDS_S = 15.0  # before it is stopped: Ray that ends sooner is started again after a pause
 
 
 def test_from_ray_stop_to_a_gang_that_runs(shared: Lab) -> None:
@@ -39,6 +40,7 @@ def test_from_ray_stop_to_a_gang_that_runs(shared: Lab) -> None:
     for name, hosts in by_role.items():
         for _ in range(ROUNDS):
             eventually(well, within_s=120, what="a cluster that is well")
+            time.sleep(STANDS_S)
             settle()
             with ThreadPoolExecutor(len(hosts)) as pool:
                 list(pool.map(lambda host: host.sh("skypilot-runtime/bin/ray stop", user="sky", check=True), hosts))

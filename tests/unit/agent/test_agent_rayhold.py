@@ -168,6 +168,26 @@ async def _until(condition: Callable[[], bool], *, within_s: float = 20.0) -> No
         await asyncio.sleep(0.01)
 
 
+def test_ray_that_has_stood_is_started_again_without_a_pause(head: Ray):
+    """However often it is ended: the back-off is for starts that do not last."""
+    head.begin()
+
+    async def go() -> None:
+        hold = RayHold(head.config, stable_s=0.2)
+        hold.confirm()
+        task = asyncio.ensure_future(hold.run())
+        for count in range(5):
+            await _until(lambda: hold.state == "up")
+            up_at = time.monotonic()
+            await _until(lambda: time.monotonic() > up_at + 0.6)  # it has stood, and was looked at
+            kill(head, "raylet")
+            await _until(lambda: hold.restarts == count + 1, within_s=pause_s(4) - 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(go())
+
+
 def test_nothing_is_started_before_the_first_start_has_succeeded(head: Ray):
     """An agent beside a bring-up that is at work, or has failed, leaves Ray to it."""
 
