@@ -121,6 +121,7 @@ class ScriptedAgent:
             "idle_s": 0.0,
             "stopping": False,
             "active_jobs": len([job for job in self._kept()["jobs"] if job["status"] not in TERMINAL]),
+            **({"ray": dict(self._host.ray_said)} if self._host.ray_said is not None else {}),
         }
 
     def _submit(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:

@@ -90,7 +90,10 @@ class ScriptedLab:
 
 
 class ScriptedHost:
-    """One account. files: path -> content. processes: by pid. up: it is reached by anybody, and reaches others."""
+    """One account. files: path -> content. processes: by pid. up: it is reached by anybody, and reaches others.
+
+    ray_said: what its agent says of this node's Ray; None: nothing, as one that does not keep Ray.
+    """
 
     def __init__(self, lab: ScriptedLab, name: str, ip: str) -> None:
         self.lab = lab
@@ -103,6 +106,7 @@ class ScriptedHost:
         self.files = self.transport.files
         self.processes: dict[int, Running] = {}
         self.agent: ScriptedAgent | None = None
+        self.ray_said: Mapping[str, object] | None = None
         self._channels: list[ByteChannel] = []
         self._answers: dict[str, Callable[[Call], bytes | Completed]] = {
             "probe": lambda call: self._probe(),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 
+from skylib import __version__
 from skylib.errors import AgentError, AgentReplyError, BringUpError, ClusterNotUp, TransportError
 from skylib.events import EventSink, span
 from skylib.jobs import polling
@@ -15,7 +18,9 @@ from skylib.ops.look import stopped_by_itself
 from skylib.ops.provision import bring_up_again
 from skylib.ops.recovery import never_up
 from skylib.ops.standing import settle_standing
+from skylib.runtime.agent_client import AgentClient, bridge_command
 from skylib.runtime.agent_restart import restart_agent
+from skylib.runtime.teardown import layout_of
 from skylib.session import Session
 from skylib.transport.fanout import fanout
 
@@ -125,21 +130,68 @@ def _missing(session: Session, record: ClusterRecord, problem: AgentError | None
 
 
 def _wait_healed(session: Session, record: ClusterRecord, events: EventSink) -> AgentError | None:
-    """None when Ray has all nodes. Given up when the head's agent says that it fails to start Ray."""
+    """None when Ray has all nodes. Given up when no agent keeps Ray, or that of a node without Ray says that it fails."""
     deadline = time.monotonic() + HEAL_S
     while True:
         problem = _why_not_ready(session, record, events)
-        if problem is None or time.monotonic() > deadline or not _is_healing(session, record):
+        if problem is None or time.monotonic() > deadline:
+            return problem
+        head = _ray_of(session.agent(record))
+        failing = [(record.head, head)]
+        if head.get("state") == "up":  # without the head's, that of another node cannot start and says nothing
+            failing = _rays_of(session, record, getattr(problem, "missing_ranks", None) or ())
+        failing = [(node, ray) for node, ray in failing if ray.get("state") == "failing"]
+        if failing:
+            return _cannot_start(record, failing)
+        if head.get("state") not in ("up", "down", "starting"):
             return problem
 
 
-def _is_healing(session: Session, record: ClusterRecord) -> bool:
-    """Whether agents keep this cluster's Ray, and the head's does not fail at that."""
+def _ray_of(agent: AgentClient) -> Mapping[str, object]:
+    """What the agent says of its node's Ray; nothing when it does not answer, or keeps none. Raises TransportError."""
     try:
-        ray = session.agent(record).call("info").get("ray") or {}
+        return agent.call("info", answer_within_s=CHECK_S + 10).get("ray") or {}
     except AgentError:
-        return False
-    return ray.get("state") in ("up", "down", "starting")
+        return {}
+
+
+def _rays_of(
+    session: Session, record: ClusterRecord, ranks: Collection[int]
+) -> list[tuple[NodeRecord, Mapping[str, object]]]:
+    """What the nodes' own agents say of Ray there, over channels that are closed again; all are asked at once.
+
+    One that cannot be reached says nothing: it may be booting.
+    """
+
+    def ask(node: NodeRecord) -> Mapping[str, object]:
+        try:
+            with closing(_node_agent(session, record, node)) as agent:
+                return _ray_of(agent)
+        except TransportError:
+            return {}
+
+    return [(outcome.item, outcome.get()) for outcome in fanout(ask, [each for each in record.nodes if each.rank in ranks])]
+
+
+def _node_agent(session: Session, record: ClusterRecord, node: NodeRecord) -> AgentClient:
+    """A channel of its own to the agent of one node, which the caller closes; opened when it is first asked."""
+    return AgentClient(
+        session.transport(node.address),
+        bridge_command(node.python, layout_of(node)),
+        cluster=record.name,
+        cluster_id=record.cluster_id,
+        version=__version__,
+    )
+
+
+def _cannot_start(record: ClusterRecord, failing: Sequence[tuple[NodeRecord, Mapping[str, object]]]) -> AgentError:
+    return AgentError(
+        f"Ray does not start on {', '.join(node.host for node, _ in failing)}",
+        host=failing[0][0].host,
+        cluster=record.name,
+        step="runtime.ray",
+        evidence="\n".join(f"{node.host}: {ray.get('last_error')}" for node, ray in failing),
+    )
 
 
 def _may_have_jobs(session: Session, record: ClusterRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from skylib.models.cluster import ClusterStatus
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.ops import execute, launch, lifecycle
+from skylib.ops.revive import HEAL_S
 from skylib.session import Session
 from tests.doom import Doom, Wires
 from tests.scripted_node import ScriptedHost, ScriptedLab
+
+TASK = Task(run="true", num_nodes=2, resources=Resources(infra="ssh/lab"))
 
 
 @pytest.fixture
@@ -31,7 +35,7 @@ def session(tmp_path: Path, lab: ScriptedLab) -> Iterator[Session]:
     home.joinpath("ssh_node_pools.yaml").write_text(lab.pool_yaml())
     home.joinpath("config.yaml").write_text("provision:\n  timeout_s: 5\nagent:\n  call_timeout_s: 2\n")
     made = Session(home, transports=Wires(lab, Doom()))
-    launch.launch(made, Task(run="true", num_nodes=2, resources=Resources(infra="ssh/lab")), "c", launch.Options())
+    launch.launch(made, TASK, "c", launch.Options())
     yield made
     made.close()
 
@@ -65,6 +69,43 @@ def test_what_cannot_be_healed_is_brought_up_anew_and_told(session: Session, lab
     assert receipt.status is ClusterStatus.UP
     assert receipt.actions[-1] == "brought it up on h1, h2"
     assert receipt.actions[0].startswith("ended what was left of it on h1")
+
+
+@pytest.mark.parametrize("failing", ["h1", "h2"])
+def test_a_node_that_cannot_start_its_ray_is_not_waited_for(session: Session, lab: ScriptedLab, failing: str):
+    """Head or worker: its own agent says so, and why, which is told with the host; the rest of the time is not waited."""
+    for host in lab.hosts.values():
+        host.ray_said = {"state": "up", "restarts": 0, "last_error": ""}
+    lab.hosts[failing].ray_said = {"state": "failing", "restarts": 2, "last_error": "`ray start` exited 1: no space"}
+    end(lab.hosts[failing], "ray")
+    execute.exec_(session, "sleep", "c")
+    began = time.monotonic()
+    with pytest.raises(ClusterNotUp, match="jobs may still run") as caught:
+        launch.launch(session, TASK, "c", launch.Options())
+    assert time.monotonic() - began < HEAL_S / 3
+    assert caught.value.evidence == f"{failing}: `ray start` exited 1: no space"
+
+
+def test_a_worker_that_still_tries_is_waited_for(session: Session, lab: ScriptedLab):
+    """Its Ray starts just now: it is there a moment later, and nothing is ended for it."""
+    for host in lab.hosts.values():
+        host.ray_said = {"state": "up", "restarts": 0, "last_error": ""}
+    worker, cluster_id = lab.hosts["h2"], session.require("c").cluster_id
+    worker.ray_said = {"state": "starting", "restarts": 1, "last_error": "`ray start` exited 1: no space"}
+    end(worker, "ray")
+    end(worker, "agent")
+
+    def come_up() -> None:
+        with lab.changed:
+            worker.begin("ray", cluster_id)
+
+    later = threading.Timer(1.0, come_up)
+    later.start()
+    try:
+        receipt = lifecycle.start(session, "c")
+    finally:
+        later.join()
+    assert receipt.actions == ("started the agent on h2", "brought Ray back on h2")
 
 
 @pytest.mark.parametrize(
