@@ -25,12 +25,17 @@ __all__ = ["CLUSTER", "Load", "Site", "Watcher"]
 
 CLUSTER = "faults"
 _GO = "~/faults-go"
+_PAD = "~/faults-pad"
+# Where there is a pad: more to print than others on a full disk may give up meanwhile.
+_PADDED = f"[ ! -e {_PAD} ] || printf '%01048576d\\n' 0 || exit 1\n"
+# Takes what others give up.
+_FILL = "(while :; do cat /dev/zero >> ~/faults-filler; sleep 0.01; done) >/dev/null 2>&1 & echo $! > /tmp/faults-filler.pid"
 # Prints its shell's pid and a line each 0.1 s, until it is let go; then how many they were.
 _TICK = f"""\
 echo "begun $(hostname) $$"
 i=0
 while [ ! -e {_GO} ]; do echo "tick $i"; i=$((i + 1)); sleep 0.1; done
-echo "ended $i"
+{_PADDED}echo "ended $i"
 """
 
 
@@ -99,13 +104,23 @@ class Site:
         for job in solos:
             first = next(line for line in job.logs() if line.text.startswith("begun "))
             where[[host.name for host in self.hosts].index(first.text.split()[1])] = job
-        queued = self.client.exec(self._task("echo queued", cpus, num_nodes=3), CLUSTER)
+        queued = self.client.exec(self._task(_PADDED + "echo queued", cpus, num_nodes=3), CLUSTER)
         assert queued.status() is skylib.JobStatus.PENDING
         shells = tuple(int(watcher.texts(rank)[0].split()[2]) for rank in range(3))
         return Load(gang=gang, solos=tuple(where[rank] for rank in range(3)), queued=queued, watcher=watcher, shells=shells)
 
     def _task(self, run: str, cpus: float, **fields: object) -> skylib.Task:
         return self.lab.task(run, resources=skylib.Resources(infra="ssh/lab", cpus=cpus), **fields)
+
+    def fill(self, rank: int) -> None:
+        """The disk of that node is full, and what ends there has something to print."""
+        self.hosts[rank].sh(f"touch {_PAD}", check=True)
+        self.hosts[rank].fill_home()
+        self.hosts[rank].sh(_FILL, check=True)
+
+    def unfill(self, rank: int) -> None:
+        self.hosts[rank].sh(f"kill $(cat /tmp/faults-filler.pid); rm -f ~/faults-filler {_PAD}", check=True)
+        self.hosts[rank].unfill_home()
 
     def let_go(self) -> None:
         """The ticking jobs on hosts that are up come to their end."""

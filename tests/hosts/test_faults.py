@@ -124,8 +124,8 @@ def disk_full(rank: int) -> Fault:
     end = End(status=JobStatus.FAILED, reason="disk_full", rank=rank)
     return Fault(
         name=f"disk of node {rank} filled",
-        make=lambda site, load: site.hosts[rank].fill_home(),
-        mend=lambda site: site.hosts[rank].unfill_home(),
+        make=lambda site, load: site.fill(rank),
+        mend=lambda site: site.unfill(rank),
         lasts=True,
         gang=end,
         solos={rank: attrs.evolve(end, rank=0)},
