@@ -50,7 +50,7 @@ class ScriptedAgent:
             if job["status"] not in TERMINAL:
                 job["status"] = "FAILED_DRIVER"
         if kept.get("cluster_id") != self.cluster_id:
-            kept.update(cluster_id=self.cluster_id, autostop=self.config["autostop"])
+            kept.update(cluster_id=self.cluster_id, autostop=self.config["autostop"], lease_s=self.config["lease_s"])
         self._keep(kept)
 
     # What is asked.
@@ -118,6 +118,7 @@ class ScriptedAgent:
             "ray_ok": self.config["rank"] in alive,
             "alive_ranks": alive,
             "autostop": self._kept().get("autostop"),
+            "lease_s": self._kept().get("lease_s"),
             "idle_s": 0.0,
             "stopping": False,
             "active_jobs": len([job for job in self._kept()["jobs"] if job["status"] not in TERMINAL]),
@@ -189,6 +190,7 @@ class ScriptedAgent:
         return {}
 
     def _lease(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:
+        self._keep({**self._kept(), "lease_s": args["lease_s"]})
         return {"lease_s": args["lease_s"], "lease_left_s": args["lease_s"]}
 
     def _ping(self, args: Mapping[str, Any], send: Callable[[object], None]) -> dict[str, object]:

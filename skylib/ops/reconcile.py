@@ -12,14 +12,14 @@ from skylib.errors import AgentError, ClusterBusy, SkyError, TransportError
 from skylib.events import Event, EventSink, Phase, span
 from skylib.models.cluster import AutostopRecord, ClusterRecord, ClusterStatus, NodeRecord
 from skylib.models.receipts import Reconciled, Settled
-from skylib.ops.checks import named
+from skylib.ops.checks import named, seconds
 from skylib.ops.cleanup import end_everywhere, take_away
 from skylib.ops.endings import clean_again, down_cluster, give_up, stop_cluster
 from skylib.ops.look import Seen, look
 from skylib.ops.pen import Pen
 from skylib.ops.recovery import Act, Decision, decide, never_up
 from skylib.ops.standing import settle_standing
-from skylib.ops.timer import apply_timer
+from skylib.ops.timer import apply_lease, apply_timer
 from skylib.session import Session
 from skylib.state.base import IntentRecord
 from skylib.state.intents import is_living
@@ -230,6 +230,8 @@ def _act(
         left = give_up(session, record, events, release=True, used_until=until)
         if left is not None and left.status is not ClusterStatus.STOPPED:
             return Settled.FINISHED, "a node could not be cleaned"
+    elif intent.operation == "lease":
+        apply_lease(session, record, seconds(intent.details.get("lease_s"), field="lease_s"))
     else:
         timer = intent.details.get("timer")
         apply_timer(session, record, AutostopRecord(**timer) if isinstance(timer, dict) else None)

@@ -110,7 +110,8 @@ def _down(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Dec
 
 def _autostop(intent: IntentRecord, record: ClusterRecord, seen: Seen | None) -> Decision:
     if record.status is _STOPPED or (seen is not None and (seen.stopping or seen.stopped)):
-        return Decision(act=Act.NOTE, why="the cluster stops or has stopped: its timer is not changed")
+        what = "lease" if intent.operation == "lease" else "timer"
+        return Decision(act=Act.NOTE, why=f"the cluster stops or has stopped: its {what} is not changed")
     if seen is None or not seen.reached or not seen.agent:
         return Decision(act=Act.KEEP, why="the agent does not answer; it is told when it does")
     return Decision(act=Act.FINISH, why="the agent answers")
@@ -142,6 +143,7 @@ _BY_OPERATION = {
     "down": _down,
     "release": _down,
     "autostop": _autostop,
+    "lease": _autostop,
     "exec": _job,
     "cancel": _job,
     "adopt": _adopt,

@@ -19,7 +19,17 @@ from skylib.models.spec_errors import spec_error, within
 from skylib.models.units import parse_lease_s, positive_number
 from skylib.session import Session
 
-__all__ = ["apply_timer", "kept_busy", "kept_leased", "lease_seconds", "minutes_of", "set_lease", "set_timer", "timer_of"]
+__all__ = [
+    "apply_lease",
+    "apply_timer",
+    "kept_busy",
+    "kept_leased",
+    "lease_seconds",
+    "minutes_of",
+    "set_lease",
+    "set_timer",
+    "timer_of",
+]
 
 _LONGEST_PAUSE_S = 15.0
 
@@ -61,13 +71,19 @@ def set_timer(session: Session, record: ClusterRecord, setting: AutostopRecord |
 
     Call it under the cluster's lock.
     """
-    older = [each for each in session.left_intents(record.name) if each.operation == "autostop"]
     wanted = attrs.asdict(setting) if setting is not None else None
-    with session.intent("autostop", record.name, cluster_id=record.cluster_id, timer=wanted):
-        timed = apply_timer(session, record, setting)
+    with _setting(session, record, "autostop", timer=wanted):
+        return apply_timer(session, record, setting)
+
+
+@contextmanager
+def _setting(session: Session, record: ClusterRecord, operation: str, **wanted: object) -> Iterator[None]:
+    """Written down while it is set, since agent and store are told one after the other; then older ones are over."""
+    older = [each for each in session.left_intents(record.name) if each.operation == operation]
+    with session.intent(operation, record.name, cluster_id=record.cluster_id, **wanted):
+        yield
     for intent in older:
-        session.settle_intent(intent.intent_id, "replaced by autostop")
-    return timed
+        session.settle_intent(intent.intent_id, f"replaced by {operation}")
 
 
 def apply_timer(session: Session, record: ClusterRecord, setting: AutostopRecord | None) -> ClusterRecord:
@@ -83,7 +99,13 @@ def _words(setting: AutostopRecord | None) -> dict[str, Any]:
 
 
 def set_lease(session: Session, record: ClusterRecord, lease_s: float) -> ClusterRecord:
-    """Tell the agent, then the store. Raises AgentError, TransportError; the store is as it was then."""
+    """Tell the agent, then the store. What another process began to set is over then. Call it under the cluster's lock."""
+    with _setting(session, record, "lease", lease_s=lease_s):
+        return apply_lease(session, record, lease_s)
+
+
+def apply_lease(session: Session, record: ClusterRecord, lease_s: float) -> ClusterRecord:
+    """As set_lease, with the intent written down. Raises AgentError, TransportError; the store is as it was then."""
     session.agent(record).call("lease", lease_s=lease_s)
     at = session.clock()
     return session.store.settle(record.name, record.status, at=at, cluster_id=record.cluster_id, lease_s=lease_s)

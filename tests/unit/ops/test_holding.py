@@ -23,15 +23,17 @@ from skylib.models.task import Task
 from skylib.ops import execute, joblogs, launch, lifecycle, status
 from skylib.ops.holding import hold
 from skylib.ops.reconcile import reconcile
+from skylib.ops.timer import set_lease
 from skylib.paths import SkyHome
 from skylib.session import Session
 from skylib.state.base import StateStore
 from skylib.state.sqlite import SqliteStore
-from tests.doom import Doom, Wires
+from tests.doom import Doom, End, Killed, Point, Wires, doomed_store
 from tests.processes import Child
 from tests.scripted_node import ScriptedLab
 
 NEW = "new-life"
+TASK = Task(run="true", num_nodes=2, resources=Resources(infra="ssh/lab"))
 
 
 @pytest.fixture
@@ -227,6 +229,36 @@ def test_a_new_timer_replaces_one_that_was_begun(session: Session):
     timer = session.require("c").autostop
     assert timer is not None
     assert timer.idle_minutes == 60
+
+
+@pytest.mark.parametrize("end", [End.KILLED_BEFORE, End.KILLED_AFTER])
+@pytest.mark.parametrize("what", ["send lease", "store settle"])
+def test_a_lease_that_was_begun_is_set(tmp_path: Path, lab: ScriptedLab, session: Session, what: str, end: End):
+    """Whose client died while it gave a standing cluster a lease: nodes and store both have it after that."""
+    launch_it(session)
+    doom = Doom()
+    store = doomed_store(SqliteStore(SkyHome(tmp_path / "sky")), doom)
+    doomed = Session(tmp_path / "sky", transports=Wires(lab, doom), store=store)
+    options = launch.Options(lease_s=7200.0)
+    doom.arm(Point(what, 1 if what == "send lease" else 2, end))  # the first one says that the cluster is UP
+    with pytest.raises(Killed):
+        launch.launch(doomed, TASK, "c", options)
+    doomed.close()
+    told = [each for each in reconcile(session) if each.operation == "lease"]
+    assert [each.done for each in told] == [Settled.FINISHED]
+    assert session.require("c").lease_s == 7200.0
+    assert session.agent(session.require("c")).call("info")["lease_s"] == 7200.0
+
+
+def test_a_new_lease_replaces_one_that_was_begun(session: Session):
+    """What could not be settled before does not come back after it."""
+    launch_it(session)
+    leave(session, "lease", session.require("c"), lease_s=7200.0)
+    with hold(session, "c", "launch", discard):
+        leave(session, "lease", session.require("c"), lease_s=3600.0)
+        set_lease(session, session.require("c"), 60.0)
+    assert reconcile(session) == []
+    assert session.require("c").lease_s == 60.0
 
 
 @pytest.mark.parametrize("key", ["mine", "nobodys"])

@@ -40,6 +40,7 @@ TABLE = {
     "down, purge": (FINISH,) * 9,
     "release": (FINISH, KEEP, KEEP, *[FINISH] * 6),
     "autostop": (KEEP, KEEP, KEEP, FINISH, FINISH, FINISH, KEEP, NOTE, NOTE),
+    "lease": (KEEP, KEEP, KEEP, FINISH, FINISH, FINISH, KEEP, NOTE, NOTE),
     "exec": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "cancel": (KEEP, KEEP, NOTE, NOTE, NOTE, NOTE, KEEP, NOTE, NOTE),
     "clean": (FINISH,) * 9,
@@ -56,7 +57,7 @@ DETAILS: dict[str, dict[str, object]] = {
     "down, purge": {"purge": True},
 }
 # When the cluster is stopped already, whatever its nodes say.
-STOPPED = {"stop": NOTE, "adopt, half": NOTE, "autostop": NOTE, "exec": NOTE, "cancel": NOTE}
+STOPPED = {"stop": NOTE, "adopt, half": NOTE, "autostop": NOTE, "lease": NOTE, "exec": NOTE, "cancel": NOTE}
 STOPPED.update({"launch, old": NOTE, "launch, made": NOTE})
 # When the cluster is gone, or the name is another one's.
 GONE = {"launch, half": UNDO, "launch, made": UNDO, "clean": FINISH}
