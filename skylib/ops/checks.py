@@ -8,11 +8,14 @@ from collections.abc import Iterable
 
 from skylib.errors import InvalidSpecError
 from skylib.models.cluster import ClusterRecord, check_is_text
+from skylib.models.secret import Secret
 from skylib.models.task import Task
 from skylib.models.unsupported import unsupported_fields
 from skylib.optimizer.fit import fits_cluster
 
 __all__ = ["check_task", "job_id", "job_ids", "named", "patience", "refuse_misfit", "seconds"]
+
+LONGEST_VARIABLE = 131072  # bytes of "name=value" and its NUL: Linux's MAX_ARG_STRLEN with pages of 4 KiB, execve(2)
 
 
 def check_task(task: Task) -> None:
@@ -27,6 +30,23 @@ def check_task(task: Task) -> None:
         )
     if not task.run and not task.setup:
         raise InvalidSpecError("the task has neither run nor setup: there is nothing to do", field="run")
+    for field, variables in (("envs", task.envs), ("secrets", task.secrets)):
+        for name, value in variables.items():
+            _check_variable(field, name, value.reveal() if isinstance(value, Secret) else value)
+
+
+def _check_variable(field: str, name: str, value: str) -> None:
+    """Raises InvalidSpecError for a variable with which no program can be started; its value is not shown."""
+    if len(name) + len(value) < LONGEST_VARIABLE // 4:  # no character takes more than 4 bytes
+        return
+    size = len(f"{name}={value}\0".encode())
+    if size > LONGEST_VARIABLE:
+        raise InvalidSpecError(
+            f"the variable {name} takes {size} bytes with its name; the kernel starts no program with one of more than "
+            f"{LONGEST_VARIABLE}",
+            field=f"{field}.{name}",
+            hint="put it into a file of the workdir, and let the variable name that file",
+        )
 
 
 def refuse_misfit(task: Task, record: ClusterRecord) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from skylib.errors import InvalidSpecError
@@ -73,3 +75,33 @@ def test_a_cluster_name_with_shell_characters_is_refused(name):
 def test_usual_cluster_names_are_taken(name):
     """A good name is given back as it is."""
     assert check_cluster_name(name) == name
+
+
+def _fills(name: str, size: int, letter: str = "x") -> str:
+    """A value with which `name=value` and its NUL are `size` bytes."""
+    value = letter * ((size - len(name) - 2) // len(letter.encode()))
+    assert len(f"{name}={value}\0".encode()) == size
+    return value
+
+
+@pytest.mark.parametrize("kind", ["envs", "secrets"])
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_variable_that_no_process_can_have_is_refused(kind: str, letter: str):
+    """In bytes, not characters: the kernel would refuse it within the job. It is named, and its value is not shown."""
+    with pytest.raises(InvalidSpecError, match="variable BIG takes 131075 bytes") as caught:
+        check_task(Task(run="true", **{kind: {"SMALL": "1", "BIG": _fills("BIG", 131075, letter)}}))
+    assert caught.value.field == f"{kind}.BIG"
+    assert letter * 9 not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [131072, 131073])
+def test_a_variable_is_refused_just_where_the_kernel_does(size: int):
+    """One of 128 KiB with name and NUL starts; one byte more does not."""
+    value = _fills("BIG", size)
+    try:
+        subprocess.run(["/bin/true"], env={"BIG": value}, check=True)
+    except OSError:
+        with pytest.raises(InvalidSpecError):
+            check_task(Task(run="true", envs={"BIG": value}))
+    else:
+        check_task(Task(run="true", envs={"BIG": value}))
