@@ -97,8 +97,10 @@ class Client:
         return self._job(name, done)
 
     def exec(self, task_or_command: Task | str, cluster_name: str, *, key: str | None = None) -> Job:
-        """Queue a job on a cluster that is UP: the workdir is brought up to date, setup is not run.
+        """Queue a job on a cluster that is UP. The task's workdir is brought up to date and its run is run, nothing else.
 
+        As SkyPilot's exec does: setup is not run, and file_mounts are not looked at; both are as the last launch left
+        them on the nodes, and launch on the standing cluster does them anew.
         key: the first job with it is the one; the same key again, whatever the task, returns that job with
         `adopted=True`, ended or not. A key is its cluster's, and known for as long as the cluster exists.
 
@@ -112,13 +114,18 @@ class Client:
     ) -> list[Job]:
         """Queue many jobs on a cluster that is UP, in one round trip: all of them, in order, or none.
 
-        The workdir, the same for all, is brought up to date once; setup is not run. keys: one for each task, as in exec.
+        The workdir is brought up to date once: one that is another than the first task's is refused. As in exec, no
+        task's setup is run, and no task's file_mounts are looked at. keys: one for each task, as in exec.
         Raises as exec; an InvalidSpecError has `index`, the place of the task at fault.
         """
         return [self._job(cluster_name, done) for done in batch.submit_all(self._session, tasks, cluster_name, keys=keys)]
 
     def plan(self, task: Task, cluster_name: str | None = None) -> Plan:
-        """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that."""
+        """What launch would do now, as data; nothing is changed anywhere. launch(plan) does exactly that.
+
+        A timer and a lease are not steps of it: the task's own timer is in plan.task, and launch's arguments (lease=,
+        idle_minutes_to_autostop=, ...) are given with the plan to launch.
+        """
         return planning.plan(self._session, task, cluster_name)
 
     def status(

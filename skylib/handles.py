@@ -200,7 +200,7 @@ class Cluster(_Handle):
         return Job(self._home, self.cluster_name, found.job_id, cluster_id=life, session=session)
 
     def exec(self, task_or_command: Task | str, *, key: str | None = None) -> Job:
-        """Submit a task or a command line; no provisioning, no setup."""
+        """Submit a task or a command line; no provisioning, no setup, of the files the workdir alone; see Client.exec."""
         done = execute.exec_(self._open(), task_or_command, self.cluster_name, key=key)
         return Job(
             self._home,

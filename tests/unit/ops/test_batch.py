@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from skylib.errors import ClusterNotFound, InvalidSpecError
+from skylib.errors import ClusterNotFound, InvalidSpecError, StagingError
+from skylib.jobs.submit import Submitted
 from skylib.models.resources import Resources
 from skylib.models.task import Task
 from skylib.ops import batch, execute, launch
@@ -58,6 +59,7 @@ def test_no_tasks_are_no_jobs(session: Session):
         (Task(), "tasks[2].run", "neither run nor setup"),
         (Task(run="x", num_nodes=3), "tasks[2].resources", "has 2 nodes, 3 asked"),
         (Task(run="x", resources={"use_spot": True}), "tasks[2].resources.use_spot", "does not act on"),
+        (Task(run="x", envs={"BIG": "x" * (1 << 17)}), "tasks[2].envs.BIG", "takes 131077 bytes"),
         (Task(run="x", workdir="/elsewhere"), "tasks[2].workdir", "another than that of tasks"),
         (Task(run="x", config={"provision": {"timeout_s": 5}}), "tasks[2].config", "another than that of tasks"),
     ],
@@ -83,3 +85,16 @@ def test_one_task_is_not_several(session: Session):
     """A command line in the place of a list is a mistake, not a list of letters."""
     with pytest.raises(InvalidSpecError, match="exec takes one"):
         batch.submit_all(session, "true", "c")
+
+
+@pytest.mark.parametrize("one", [True, False], ids=["exec", "submit_many"])
+def test_neither_setup_nor_file_mounts_are_looked_at(session: Session, one: bool):
+    """They are as a launch left them: a source that is gone by now is no mistake, a workdir that is gone is one."""
+
+    def submit(task: Task) -> Submitted:
+        return execute.exec_(session, task, "c") if one else batch.submit_all(session, [task], "c")[0]
+
+    assert submit(Task(run="x", setup="exit 1", file_mounts={"/tmp/data": "/nowhere/data"})).job_id == 2
+    with pytest.raises(StagingError, match="/nowhere/code"):
+        submit(Task(run="x", workdir="/nowhere/code"))
+    assert len(execute.queue(session, "c")) == 2
