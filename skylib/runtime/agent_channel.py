@@ -78,6 +78,7 @@ class Channel:
         self._pending: dict[int, Replies] = {}
         self._greetings: queue.SimpleQueue[Message | ChannelBroken] = queue.SimpleQueue()
         self._broken: str | None = None
+        self._greeted = False
         self.closed = False
         self._reader = threading.Thread(target=self._read, name="skylib-agent-channel", daemon=True)
         self._reader.start()
@@ -170,6 +171,9 @@ class Channel:
             self._greetings.put(ChannelBroken(why, sent=False))
             for replies in waiting:
                 replies.put(ChannelBroken(why, sent=True))
+            if self._greeted:  # else who waits for the greeting still asks how it ended, and closes it
+                with contextlib.suppress(TransportError, OSError):
+                    self._process.close()  # nobody may ask again, of a cluster that is gone
 
     def _dispatch(self, line: bytes) -> None:
         """Raises ValueError on what is no message."""
@@ -185,6 +189,7 @@ class Channel:
                 self.write({"id": 0, "verb": "ping", "args": {}})
             return
         if number is None:
+            self._greeted = True
             self._greetings.put(message)
             return
         with self._lock:

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import attrs
 import pytest
 
 from skylib.errors import ConnectError, StagingError, TransportTimeout
 from skylib.events import Event, Phase
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
+from skylib.runtime.agent_channel import Channel
 from skylib.transport.base import ByteChannel
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
@@ -503,3 +505,14 @@ def test_failures_of_some_hosts_leave_the_others_alone(ssh_hosts: list[Host], re
     outcomes = fanout(lambda transport: transport.run(Command.of("true")).ok, [*good, bad])
     assert [outcome.ok for outcome in outcomes] == [True, True, True, False]
     assert isinstance(outcomes[-1].error, ConnectError)
+
+
+def test_an_agents_channel_that_ended_holds_no_place(
+    ssh_hosts: list[Host], reach: Callable[..., SshTransport]
+) -> None:
+    """Of a cluster that others took down, maybe: nobody closes it, and the connection has room for others all the same."""
+    transport = reach(ssh_hosts[0], settings=attrs.evolve(QUICK, max_channels=1, channel_wait_s=10.0))
+    greets = Command.of("echo", '{"hello": {}}')
+    ended = [Channel(transport.open(greets)), Channel(transport.open(greets))]
+    assert transport.run(Command.of("true"), timeout_s=10).ok
+    assert all(channel.broken for channel in ended)
