@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import time
-from typing import Any, Dict, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Set, Tuple
 
 from .config import AgentConfig
 from .processes import is_alive, read
@@ -95,18 +95,18 @@ def write_holder(handle: int, config: AgentConfig, *, listens: bool, asleep: boo
     os.pwrite(handle, json.dumps(holder).encode(), 0)
 
 
-def wait_for_ends(config_path: str) -> None:
+def wait_for_ends(config_path: str, *, wanted: Callable[[], bool] = lambda: True) -> None:
     """Waits until nobody else is at the end of this node; from now on others wait for us, until this process is over.
 
     An end whose client was killed goes on. A later one would find nothing left to do, and whatever is begun after it, or
-    to read what is left, would be ended by the earlier one.
+    to read what is left, would be ended by the earlier one. wanted: whether to wait any longer.
     """
     until = time.monotonic() + _END_S
     try:
         handle = os.open(config_path, os.O_RDONLY | os.O_CLOEXEC)  # the file itself: a full disk has no room for another
     except OSError:
         return  # who reads it says so
-    while time.monotonic() < until:
+    while time.monotonic() < until and wanted():
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return

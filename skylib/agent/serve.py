@@ -103,6 +103,14 @@ def _watch_over(config: AgentConfig, report: int) -> int:
     return guard(lambda handle: _serve(load_config(config.path), handle, asleep=False, guardian=me), report, wanted)
 
 
+def _wait_for_ends(config_path: str) -> bool:
+    """Without the mark, by which they would find us. False when who began us is gone: an end that they asked for later
+    has not seen us."""
+    parent = os.getppid()
+    wait_for_ends(config_path, wanted=lambda: os.getppid() == parent)
+    return os.getppid() == parent
+
+
 def main(config_path: str, *, asleep: bool = False) -> int:
     """Returns 0 as soon as the agent's socket accepts, 1 with the reason on stderr otherwise.
 
@@ -112,7 +120,9 @@ def main(config_path: str, *, asleep: bool = False) -> int:
     """
     config = load_config(config_path)
     if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
-        wait_for_ends(config_path)  # without the mark, by which they would find us
+        if asleep and not _wait_for_ends(config_path):
+            sys.stderr.write("who asked for the agent is gone\n")
+            return 1
         environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
         os.execve(sys.executable, [sys.executable, *sys.argv], environ)
     os.makedirs(config.sky, mode=0o700, exist_ok=True)

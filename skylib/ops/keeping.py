@@ -81,7 +81,7 @@ def _has_jobs(session: Session, record: ClusterRecord) -> bool:
 def _wake(session: Session, record: ClusterRecord) -> None:
     head = record.head
     session.forget_agent(record.cluster_id)
-    command = daemon_command(head.python, layout_of(head), asleep=True)
+    command = daemon_command(head.python, layout_of(head), record.cluster_id, asleep=True)
     session.transport(head.address).run(command, timeout_s=WAKE_TIMEOUT_S).check()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
-from skylib.agent.protocol import PROTOCOL
+from skylib.agent.protocol import PROTOCOL, TOKEN_VARIABLE
 from skylib.errors import AgentError, AgentReplyError, AgentVersionError, ConnectError, TransportError
 from skylib.forks import watch
 from skylib.runtime.agent_channel import Channel, ChannelBroken, Message, Replies
@@ -49,16 +49,16 @@ def bridge_command(python: str, layout: NodeLayout) -> Command:
     return Command.of(python, "-S", "-E", layout.agent_bundle, "bridge", "--socket", layout.agent_socket)
 
 
-def daemon_command(python: str, layout: NodeLayout, *, asleep: bool = False) -> Command:
+def daemon_command(python: str, layout: NodeLayout, cluster_id: str, *, asleep: bool = False) -> Command:
     """What starts the agent of a node, or finds it running; returns when its socket accepts.
 
-    It marks itself as the cluster's after an end of the node that is under way.
-    asleep: only to be read, as it is; it begins nothing and asks no Ray.
+    asleep: only to be read, as it is; it begins nothing and asks no Ray. It bears no mark until it has waited for an end
+    of the node that is under way: that one would end it.
     """
     words = [python, layout.agent_bundle, "daemon", "--config", layout.agent_json]
     if asleep:
-        words.append("--asleep")
-    return Command.of(*words, cwd=layout.root)
+        return Command.of(*words, "--asleep", cwd=layout.root)
+    return Command.of(*words, env={TOKEN_VARIABLE: cluster_id}, cwd=layout.root)
 
 
 class AgentClient:

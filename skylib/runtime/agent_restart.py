@@ -50,7 +50,7 @@ def restart_agent(transport: Transport, node: NodeRecord, cluster_id: str, *, as
         link = Command.of("ln", "-sfn", f"{bundle.sha256}.pyz", layout.agent_bundle)
         transport.run(link, timeout_s=TIMEOUT_S).check()
     try:
-        started = transport.run(daemon_command(node.python, layout), timeout_s=TIMEOUT_S).check()
+        started = transport.run(daemon_command(node.python, layout, cluster_id), timeout_s=TIMEOUT_S).check()
     except CommandError as error:
         raise AgentError(
             f"the agent on {transport.host} does not start",

@@ -92,7 +92,7 @@ class _Steps:
 
     def daemon(self, member: Member, node: NodePlan) -> None:
         with span(self.tools.events, "runtime.agent", node=member.host):
-            self._act(member, daemon_command(node.python, node.layout), DAEMON_TIMEOUT_S)
+            self._act(member, daemon_command(node.python, node.layout, self.site.cluster_id), DAEMON_TIMEOUT_S)
         if node.rank == 0:
             self.daemons.set()
 

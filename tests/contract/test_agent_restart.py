@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from skylib.agent.node import NodeService
-from skylib.agent.processes import carrying, is_alive, own
+from skylib.agent.processes import carrying, is_alive, own, read
 from tests.ray.agent_harness import (
     AgentSaid,
     Client,
@@ -401,3 +401,28 @@ def _is_locked(path: str) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def test_an_agent_that_nobody_waits_for_is_not_begun_after_an_end(tmp_path: Path) -> None:
+    """Its client died while it waited for an end: whoever asks for the next end need not know of it."""
+    config = NodeFolders(tmp_path, count=2).write()[1]
+    daemon = [sys.executable, config.bundle_of(config.me), "daemon", "--config", config.path, "--asleep"]
+    out = tmp_path / "said"
+    with (
+        open(config.path, "rb") as end,
+        subprocess.Popen(["sh", "-c", '"$@" 2>"$0" & echo $!; wait', str(out), *daemon], stdout=subprocess.PIPE) as parent,
+    ):
+        fcntl.flock(end, fcntl.LOCK_EX)
+        assert parent.stdout is not None
+        waiting = read(int(parent.stdout.readline()))
+        assert waiting is not None
+        until(lambda: b"daemon" in Path(f"/proc/{waiting.pid}/cmdline").read_bytes() and _waits(waiting.pid, config.path))
+        parent.kill()
+        until(lambda: not is_alive(waiting.pid, waiting.start))
+    assert "is gone" in out.read_text()
+    assert not Path(config.sky, "agent.lock").exists()
+
+
+def _waits(pid: int, path: str) -> bool:
+    """Whether it has the file open."""
+    return any(os.path.realpath(each) == os.path.realpath(path) for each in Path(f"/proc/{pid}/fd").iterdir())
