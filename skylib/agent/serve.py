@@ -103,10 +103,9 @@ def _watch_over(config: AgentConfig, report: int) -> int:
     return guard(lambda handle: _serve(load_config(config.path), handle, asleep=False, guardian=me), report, wanted)
 
 
-def _wait_for_ends(config_path: str) -> bool:
-    """Without the mark, by which they would find us. False when who began us is gone: an end that they asked for later
-    has not seen us."""
-    parent = os.getppid()
+def _wait_for_ends(config_path: str, parent: int) -> bool:
+    """Without the mark, by which they would find us. False when who began us is gone: an end that came since then has
+    not seen us."""
     wait_for_ends(config_path, wanted=lambda: os.getppid() == parent)
     return os.getppid() == parent
 
@@ -118,9 +117,10 @@ def main(config_path: str, *, asleep: bool = False) -> int:
 
     asleep: one that only reads; see protocol.py.
     """
+    parent = os.getppid()
     config = load_config(config_path)
     if os.environ.get(TOKEN_VARIABLE) != config.cluster_id:
-        if asleep and not _wait_for_ends(config_path):
+        if asleep and not _wait_for_ends(config_path, parent):
             sys.stderr.write("who asked for the agent is gone\n")
             return 1
         environ = {**os.environ, TOKEN_VARIABLE: config.cluster_id}
