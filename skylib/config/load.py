@@ -28,6 +28,7 @@ from skylib.config.schema import (
     ProvisionConfig,
     RuntimeConfig,
     SshConfig,
+    StagingConfig,
 )
 from skylib.errors import ConfigError
 from skylib.models.secret import Secret
@@ -72,6 +73,7 @@ class Config:
     runtime: RuntimeConfig = attrs.field(factory=RuntimeConfig)
     locks: LocksConfig = attrs.field(factory=LocksConfig)
     logs: LogsConfig = attrs.field(factory=LogsConfig)
+    staging: StagingConfig = attrs.field(factory=StagingConfig)
     _written: Mapping[str, tuple[Setting, ...]] = attrs.field(factory=dict, eq=False, repr=False)
     _database: Setting | None = attrs.field(default=None, eq=False, repr=False)
 

@@ -17,6 +17,7 @@ __all__ = [
     "ProvisionConfig",
     "RuntimeConfig",
     "SshConfig",
+    "StagingConfig",
     "keys",
 ]
 
@@ -108,6 +109,17 @@ class LogsConfig:
     keep: int = _key(500, "Operation logs that are kept; the oldest go first.", minimum=1)
 
 
+@attrs.frozen(kw_only=True)
+class StagingConfig:
+    """Snapshots of files on their way to nodes, under the home."""
+
+    max_gib: float = _key(
+        20.0,
+        "GiB of staged files that are kept for the next launch; the longest unused go first, none while it is in use.",
+        minimum=0,
+    )
+
+
 SECTIONS: dict[str, type] = {
     "ssh": SshConfig,
     "provision": ProvisionConfig,
@@ -115,6 +127,7 @@ SECTIONS: dict[str, type] = {
     "runtime": RuntimeConfig,
     "locks": LocksConfig,
     "logs": LogsConfig,
+    "staging": StagingConfig,
 }
 
 

@@ -13,7 +13,7 @@ from skylib.models.job import JobRecord
 from skylib.models.task import Task
 from skylib.ops import checks
 from skylib.ops.checks import check_task, refuse_misfit
-from skylib.ops.files import deliver, prepare_files
+from skylib.ops.files import deliver, staged_files
 from skylib.ops.holding import hold
 from skylib.ops.lives import Life, life_of, require_up
 from skylib.session import Session
@@ -50,11 +50,11 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
 
 def deliver_workdir(session: Session, task: Task, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
     """Brings the task's workdir up to date on all nodes, under the cluster's lock; the record as it is then."""
-    files = prepare_files(task, events, workdir_only=True)
-    if files:
-        with hold(session, record.name, operation, events):  # nothing is sent to hosts that a down beside us gives back
-            record = require_up(session, record.name)
-            deliver(session, files, record, events)
+    with staged_files(session, task, events, workdir_only=True) as files:
+        if files:
+            with hold(session, record.name, operation, events):  # nothing is sent to hosts that a down beside us gives back
+                record = require_up(session, record.name)
+                deliver(session, files, record, events)
     return record
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from skylib.errors import InvalidSpecError
 from skylib.events import EventSink, span
@@ -12,9 +15,13 @@ from skylib.models.node import HostAddress
 from skylib.models.task import Task
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan, plan_sync
+from skylib.staging.snapshot import Snapshots
 from skylib.staging.sync import SyncNode, sync
 
-__all__ = ["check_targets", "deliver", "deliver_to", "files_digest", "prepare_files"]
+__all__ = ["check_targets", "deliver", "deliver_to", "files_digest", "prepare_files", "staged_files"]
+
+_STAGING_WAIT_S = 1800.0
+_GIB = 1 << 30
 
 
 def prepare_files(task: Task, events: EventSink, *, workdir_only: bool = False) -> SyncPlan:
@@ -23,6 +30,32 @@ def prepare_files(task: Task, events: EventSink, *, workdir_only: bool = False) 
         plan = plan_sync(task.workdir, None if workdir_only else task.file_mounts)
         step.note(files=plan.files, bytes=plan.bytes)
         return plan
+
+
+@contextmanager
+def staged_files(session: Session, task: Task, events: EventSink, *, workdir_only: bool = False) -> Iterator[SyncPlan]:
+    """A snapshot of what goes where, which nothing changes or removes for the length of the `with` block.
+
+    Raises as `prepare_files` does, and StagingError when there is no room for the snapshot in the home.
+    """
+    began_ns = time.time_ns()
+    plan = prepare_files(task, events, workdir_only=workdir_only)
+    if not plan:
+        yield plan
+        return
+    with _snapshots(session).staged(plan, scanned_ns=began_ns, events=events) as staged:
+        yield staged
+
+
+def _snapshots(session: Session) -> Snapshots:
+    def hold(scope: str) -> AbstractContextManager[object]:
+        return session.file_locks.hold(scope, operation="staging", timeout_s=_STAGING_WAIT_S)
+
+    name = session.user_hash
+    if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):  # $SKYPILOT_USER_ID can be anything
+        name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    folder = session.home.staged_mounts(name)
+    return Snapshots(folder, hold=hold, max_bytes=session.config.staging.max_gib * _GIB)
 
 
 def check_targets(task: Task, infra: str) -> None:
@@ -53,9 +86,10 @@ def deliver_to(session: Session, files: SyncPlan, nodes: Sequence[tuple[HostAddr
         step.note(bytes=sum(outcome.bytes for outcome in outcomes), skipped=sum(outcome.skipped for outcome in outcomes))
 
 
-def files_digest(files: SyncPlan) -> str:
-    """Equal for equal targets, names, modes and content."""
+def files_digest(session: Session, files: SyncPlan) -> str:
+    """Equal for equal targets, names, modes and content. A snapshot's content is read once."""
+    snapshots = _snapshots(session)
     whole = hashlib.sha256()
     for tree in files.trees:
-        whole.update(f"{tree.mount.dst}\0{tree.manifest.digest()}\n".encode("utf-8", "surrogateescape"))
+        whole.update(f"{tree.mount.dst}\0{snapshots.content_digest(tree)}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()

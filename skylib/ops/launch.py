@@ -22,7 +22,7 @@ from skylib.models.spec_errors import within
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, patience, refuse_misfit
 from skylib.ops.cleanup import take_away
-from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, prepare_files
+from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, staged_files
 from skylib.ops.holding import hold
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
@@ -111,12 +111,12 @@ def launch(session: Session, asked: Task | Plan, name: str | None, options: Opti
         """What remains of the caller's time."""
         return otherwise if options.timeout_s is None else max(0.0, options.timeout_s - (time.monotonic() - started))
 
-    with session.operation("launch", cluster) as events:
+    with session.operation("launch", cluster) as events, staged_files(session, task, events) as files:
         work = _Work(
             asked=asked,
             task=task,
             name=cluster,
-            files=prepare_files(task, events),
+            files=files,
             options=options,
             key=key_for(options.key),
             events=events,
@@ -203,7 +203,7 @@ def _submit(session: Session, work: _Work, record: ClusterRecord) -> Submitted:
     wants_setup = bool(task.setup) and not options.no_setup
     digest = ""
     if wants_setup:
-        digest = setup_hash(task, files_digest=files_digest(work.files), runtime_digest=record.head.runtime_digest)
+        digest = setup_hash(task, files_digest=files_digest(session, work.files), runtime_digest=record.head.runtime_digest)
     spec = job_spec(
         task,
         record,

@@ -38,6 +38,8 @@ class Entry:
     mode: the nine permission bits alone; set-id and sticky bits do not travel. A directory's always include those of
     its owner (0o700): one that its owner cannot write would stop the next sync and the take-down.
     size: bytes; 0 for a directory, the length of the target for a link. target: of a link, as it is stored.
+    ino, ctime_ns: of the file on this machine, which an edit that keeps size and time changes; no part of what it is.
+    exact: its time goes to nodes to the nanosecond, since a later edit could fall into the same second.
     """
 
     path: str
@@ -46,6 +48,9 @@ class Entry:
     size: int
     mtime_ns: int
     target: str = ""
+    ino: int = attrs.field(default=0, eq=False, repr=False)
+    ctime_ns: int = attrs.field(default=0, eq=False, repr=False)
+    exact: bool = attrs.field(default=False, eq=False, repr=False)
 
 
 @attrs.frozen(kw_only=True)
@@ -111,6 +116,8 @@ def entry_of(path: str, found: os.stat_result, source: str) -> Entry | None:
             mode=found.st_mode & 0o777,
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
+            ino=found.st_ino,
+            ctime_ns=found.st_ctime_ns,
         )
     if stat.S_ISDIR(found.st_mode):
         return Entry(path=path, kind=Kind.DIR, mode=found.st_mode & 0o777 | 0o700, size=0, mtime_ns=found.st_mtime_ns)

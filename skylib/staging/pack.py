@@ -31,12 +31,16 @@ _TYPES = {Kind.FILE: b"0", Kind.LINK: b"2", Kind.DIR: b"5"}
 
 @attrs.frozen(kw_only=True, slots=True)
 class Member:
-    """One thing to be packed. name: in the archive, relative. source: where its content is; or `content` itself."""
+    """One thing to be packed. name: in the archive, relative. source: where its content is; or `content` itself.
+
+    kept: it is in a snapshot, where nothing goes missing by itself.
+    """
 
     name: str
     entry: Entry
     source: str = ""
     content: bytes | None = None
+    kept: bool = False
 
     @classmethod
     def literal(cls, name: str, content: bytes) -> Member:
@@ -87,7 +91,7 @@ def _member(member: Member) -> Iterator[bytes]:
     elif member.entry.kind is Kind.FILE:
         yield from _file(name, member)
     else:
-        yield _header(name, member.entry)
+        yield _header(name, member.entry, exact=member.entry.exact)
 
 
 def _file(name: bytes, member: Member) -> Iterator[bytes]:
@@ -96,8 +100,11 @@ def _file(name: bytes, member: Member) -> Iterator[bytes]:
     for _attempt in range(_ATTEMPTS):
         try:
             descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return
+        except FileNotFoundError as exc:
+            if not member.kept:
+                return
+            hint = "what skylib keeps there is for skylib alone: remove the snapshot's folder, and try again"
+            raise StagingError(f"{source} was taken out of its snapshot", path=source, hint=hint) from exc
         except OSError as exc:
             why = "it was replaced by a link" if exc.errno == errno.ELOOP else exc.strerror
             raise StagingError(f"cannot read {source}: {why}", path=source) from exc
@@ -106,7 +113,7 @@ def _file(name: bytes, member: Member) -> Iterator[bytes]:
             entry = entry_of(member.entry.path, before, source)
             if entry is None or entry.kind is not Kind.FILE:
                 raise StagingError(f"{source} was replaced by something else while it was sent", path=source)
-            yield _header(name, entry)
+            yield _header(name, entry, exact=member.entry.exact)
             yield from _content(descriptor, entry.size)
             after = os.fstat(descriptor)
         except OSError as exc:
@@ -142,12 +149,12 @@ def _content(descriptor: int, size: int) -> Iterator[bytes]:
         yield bytes(-size % 512)
 
 
-def _header(name: bytes, entry: Entry) -> bytes:
+def _header(name: bytes, entry: Entry, *, exact: bool = False) -> bytes:
     link = os.fsencode(entry.target)
     size = entry.size if entry.kind is Kind.FILE else 0
     mtime_s = wire_mtime_ns(entry.mtime_ns) // _SECOND_NS
     extra = b""
-    if entry.kind is not Kind.DIR and _fresh(entry.mtime_ns):
+    if entry.kind is not Kind.DIR and _fresh(entry.mtime_ns, exact=exact):
         extra = _pax_time(entry.mtime_ns)
     if len(name) > 100:
         extra += _long(b"L", name)
@@ -156,9 +163,9 @@ def _header(name: bytes, entry: Entry) -> bytes:
     return extra + _block(name[:100], entry.mode, size, mtime_s, _TYPES[entry.kind], link[:100])
 
 
-def _fresh(mtime_ns: int) -> bool:
-    """Whether a later edit could still fall into the same second."""
-    return 0 < mtime_ns < _MAX_MTIME_NS and mtime_ns % _SECOND_NS > 0 and mtime_ns > time.time_ns() - _SETTLED_NS
+def _fresh(mtime_ns: int, *, exact: bool) -> bool:
+    """Whether a later edit can fall into the same second; exact: it can have done so before now."""
+    return 0 < mtime_ns < _MAX_MTIME_NS and mtime_ns % _SECOND_NS > 0 and (exact or mtime_ns > time.time_ns() - _SETTLED_NS)
 
 
 def _pax_time(mtime_ns: int) -> bytes:

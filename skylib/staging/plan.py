@@ -17,10 +17,11 @@ __all__ = ["SyncPlan", "SyncTree", "plan_sync"]
 
 @attrs.frozen(kw_only=True)
 class SyncTree:
-    """One tree and its place."""
+    """One tree and its place. snapshot: the folder of the snapshot that it is (snapshot.py), "" when it is the original."""
 
     mount: Mount
     manifest: Manifest
+    snapshot: str = ""
 
 
 @attrs.frozen(kw_only=True)

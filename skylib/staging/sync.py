@@ -251,7 +251,7 @@ def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Mem
         top = f"{number}/{tree.mount.place.rpartition('/')[2]}"
         for entry in change.send:
             name = f"{top}/{entry.path}" if entry.path else top
-            yield Member(name=name, entry=entry, source=tree.manifest.source_of(entry))
+            yield Member(name=name, entry=entry, source=tree.manifest.source_of(entry), kept=bool(tree.snapshot))
         modes: dict[int, list[str]] = {}
         for entry in change.remode:
             modes.setdefault(entry.mode, []).append(f"./{entry.path}\0")
