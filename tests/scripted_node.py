@@ -125,6 +125,10 @@ class ScriptedHost:
             "true": lambda call: b"",
         }
 
+    def teach(self, kind: str, answer: Callable[[Call], bytes | Completed]) -> None:
+        """What it answers to commands of a kind (kind_of) that it does not know by itself."""
+        self._answers[kind] = answer
+
     # What happens to it.
 
     def cut(self) -> None:

@@ -86,10 +86,10 @@ def deliver_to(session: Session, files: SyncPlan, nodes: Sequence[tuple[HostAddr
         step.note(bytes=sum(outcome.bytes for outcome in outcomes), skipped=sum(outcome.skipped for outcome in outcomes))
 
 
-def files_digest(session: Session, files: SyncPlan) -> str:
+def files_digest(session: Session, files: SyncPlan, events: EventSink) -> str:
     """Equal for equal targets, names, modes and content. A snapshot's content is read once."""
     snapshots = _snapshots(session)
     whole = hashlib.sha256()
     for tree in files.trees:
-        whole.update(f"{tree.mount.dst}\0{snapshots.content_digest(tree)}\n".encode("utf-8", "surrogateescape"))
+        whole.update(f"{tree.mount.dst}\0{snapshots.content_digest(tree, events)}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest()

@@ -203,7 +203,8 @@ def _submit(session: Session, work: _Work, record: ClusterRecord) -> Submitted:
     wants_setup = bool(task.setup) and not options.no_setup
     digest = ""
     if wants_setup:
-        digest = setup_hash(task, files_digest=files_digest(session, work.files), runtime_digest=record.head.runtime_digest)
+        content = files_digest(session, work.files, work.events)
+        digest = setup_hash(task, files_digest=content, runtime_digest=record.head.runtime_digest)
     spec = job_spec(
         task,
         record,

@@ -22,7 +22,8 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import attrs
@@ -37,7 +38,6 @@ KEPT_OF_ONE_SOURCE = 3
 NAME_LENGTH = 32
 """Of a snapshot's name, in hex digits."""
 _PART, _GONE = ".part", ".gone"
-_ORPHAN_S = 3600.0
 _MOMENT_S = 0.002
 _MOMENTS = 500
 
@@ -90,10 +90,12 @@ class Use:
 
 
 class Shelf:
-    """The snapshots under one folder. Safe from threads and processes. Everything raises OSError."""
+    """The snapshots under one folder. Safe from threads and processes. Everything raises OSError, and what `alone` does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, alone: Callable[[], AbstractContextManager[object]]) -> None:
+        """alone: a lock between all who use the folder; held for an instant, and nothing else is taken inside."""
         self.folder = folder
+        self._alone = alone
 
     def use(self, name: str) -> Use | None:
         """The snapshot, in use from now on and the youngest of all; None when there is none."""
@@ -112,13 +114,12 @@ class Shelf:
     def begin(self) -> Use:
         """A new folder for a snapshot, in use by the caller."""
         ensure_private_dir(self.folder)
-        while True:
+        with self._alone():
             folder = self.folder / f".{secrets.token_hex(8)}{_PART}"
             folder.mkdir(mode=0o700)
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            if _lock(descriptor, folder, fcntl.LOCK_SH):
-                return Use(folder, descriptor)
-            os.close(descriptor)  # taken for what a dead process left, between the two lines above
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return Use(folder, descriptor)
 
     def finish(self, use: Use, name: str, *, source: str, boot: str, bytes: int) -> Use:
         """Give a whole snapshot its name; what is used then: the one that has the name already, when there is one."""
@@ -134,7 +135,7 @@ class Shelf:
                 if other is not None:
                     self.drop(use)
                     return other
-                self._clear(self.folder / name, orphan_s=0)  # somebody has taken a part of it away
+                self._clear(self.folder / name)  # somebody has taken a part of it away
                 continue
             use.folder = self.folder / name
             return use
@@ -204,19 +205,20 @@ class Shelf:
         finally:
             os.close(descriptor)
 
-    def _clear(self, folder: Path, orphan_s: float = _ORPHAN_S) -> None:
-        """Remove what a dead process was making or removing. orphan_s: age at which no lock comes any more."""
-        descriptor = _open_lock(folder)
-        if descriptor is None:
-            with contextlib.suppress(OSError):
-                if folder.stat().st_mtime <= time.time() - orphan_s:
-                    shutil.rmtree(folder, ignore_errors=True)
-            return
-        try:
-            if _lock(descriptor, folder, fcntl.LOCK_EX):
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+    def _clear(self, folder: Path) -> None:
+        """Remove what a dead process was making or removing."""
+        with self._alone():  # nobody is between making a folder and locking it
+            descriptor = _open_lock(folder)
+            try:
+                if descriptor is not None and not _lock(descriptor, folder, fcntl.LOCK_EX):
+                    return
+                gone = self.folder / f".{secrets.token_hex(8)}{_GONE}"
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(folder, gone)
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def superseded(kept: Sequence[Kept]) -> frozenset[str]:

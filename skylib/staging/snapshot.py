@@ -20,7 +20,7 @@ from pathlib import Path
 
 import attrs
 
-from skylib.errors import SkyError, StagingError, StateError
+from skylib.errors import LockTimeout, SkyError, StagingError, StateError
 from skylib.events import Event, EventSink, Phase, discard, span
 from skylib.paths import write_private
 from skylib.staging.copying import Copier, is_of_target
@@ -51,7 +51,7 @@ class Snapshots:
 
     def __init__(self, folder: Path, *, hold: Hold, max_bytes: float) -> None:
         """hold: a lock by name, between all who use the folder. max_bytes: of all that nobody uses together."""
-        self._shelf = Shelf(folder)
+        self._shelf = Shelf(folder, alone=lambda: hold("staging"))
         self._hold = hold
         self._max_bytes = max_bytes
 
@@ -74,8 +74,8 @@ class Snapshots:
                 plan = attrs.evolve(plan, trees=trees)
             yield plan
 
-    def content_digest(self, tree: SyncTree) -> str:
-        """`Manifest.digest` of a tree; of a snapshot's it is found once and kept. Raises StagingError."""
+    def content_digest(self, tree: SyncTree, events: EventSink = discard) -> str:
+        """`Manifest.digest` of a tree; of a snapshot it is found once and kept with it. Raises StagingError."""
         if not tree.snapshot:
             return tree.manifest.digest()
         known = Path(tree.snapshot) / "digest"
@@ -84,14 +84,15 @@ class Snapshots:
         with self._lock(known.parent.name):
             with contextlib.suppress(FileNotFoundError):
                 return known.read_text(encoding="ascii")
-            digest = tree.manifest.digest()
+            with span(events, "files.hash", files=tree.manifest.files, bytes=tree.manifest.bytes):
+                digest = tree.manifest.digest()
             with contextlib.suppress(StateError):  # a full disk: it is found again next time
                 write_private(known, digest.encode())
             return digest
 
     def _tidy(self) -> None:
         """Once nothing is in use any more by who calls it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LockTimeout, StateError):  # the next does it
             self._shelf.sweep(self._max_bytes)
 
     def _lock(self, name: str) -> AbstractContextManager[object]:

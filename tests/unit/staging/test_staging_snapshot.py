@@ -44,6 +44,9 @@ class Place:
     def snapshots(self, *, max_bytes: float = MANY) -> Snapshots:
         return Snapshots(self.folder, hold=lambda scope: self._locks.hold(scope, operation="staging"), max_bytes=max_bytes)
 
+    def shelf(self) -> Shelf:
+        return Shelf(self.folder, alone=lambda: self._locks.hold("staging", operation="staging"))
+
     @contextlib.contextmanager
     def staged(
         self, source: Path | None = None, *, events: EventSink = discard, max_bytes: float = MANY
@@ -377,7 +380,7 @@ def test_what_a_dead_process_left_is_removed(place: Place) -> None:
     (place.work / "a").write_text("a")
 
     def work(child: Child) -> None:
-        use = Shelf(place.folder).begin()
+        use = place.shelf().begin()
         use.tree.mkdir()
         (use.tree / "half").write_text("half")
         child.say(b"begun")
@@ -391,6 +394,16 @@ def test_what_a_dead_process_left_is_removed(place: Place) -> None:
     child.ended()
     place.stage()
     assert [name for name in place.names() if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", [".0123456789abcdef.part", ".0123456789abcdef.gone", "0123456789abcdef" * 2])
+def test_a_folder_that_nobody_locked_is_removed(place: Place, name: str) -> None:
+    """Its maker died before that, or its remover after that; what a person keeps beside is let be."""
+    (place.folder / name / "tree").mkdir(parents=True)
+    (place.folder / "notes").mkdir()
+    (place.work / "a").write_text("a")
+    tree, _facts = place.stage()
+    assert set(place.names()) == {"notes", tree.parent.name}
 
 
 def test_a_snapshot_of_an_earlier_boot_is_not_trusted(place: Place) -> None:
