@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
 import os
 import resource
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ from tests.processes import Child
 from tests.unit.staging.trees import snapshot
 
 MANY = 1 << 40
+_CLONE_NEWNS = 0x20000
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, or gives up being root")
 
 
 class Place:
@@ -283,7 +287,7 @@ def test_a_file_is_copied_between_file_systems(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == content
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a file that its owner cannot read is made by root")
+@needs_root
 def test_an_unreadable_file_is_named() -> None:
     """By its own path, and nothing of the attempt is left."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -314,6 +318,66 @@ def test_a_full_disk_says_so(place: Place) -> None:
         assert caught.value.__cause__.errno == errno.EFBIG
         assert "SKY_HOME" in str(caught.value.hint)
         assert place.names() == []
+
+    assert Child(work).ended() == 0
+
+
+def mounted(folder: Path, kind: str) -> None:
+    """In a child: mount a file system that it alone sees. kind: options of mount(8)."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", *kind.split(), "tmpfs", str(folder)], check=True)
+
+
+@needs_root
+def test_a_disk_that_fills_says_so(place: Place) -> None:
+    """What, where and what to do; nothing of the attempt is left to fill it."""
+    (place.work / "a").write_bytes(bytes(2_000_000))
+    place.folder.mkdir(mode=0o700, parents=True)
+
+    def work(_child: Child) -> None:
+        mounted(place.folder, "-t tmpfs -o size=1m")
+        with pytest.raises(StagingError, match="no room to stage") as caught:
+            place.stage()
+        assert str(place.folder) in str(caught.value)
+        assert str(place.work) in str(caught.value)
+        assert "df -h" in str(caught.value.hint)
+        assert place.names() == []
+
+    assert Child(work).ended() == 0
+
+
+@needs_root
+def test_unused_snapshots_give_way_on_a_full_disk(place: Place, tmp_path: Path) -> None:
+    """Whatever may be kept: what the next launch needs now comes first."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "b").write_bytes(bytes(2_000_000))
+    (place.work / "a").write_bytes(bytes(2_000_000))
+    place.folder.mkdir(mode=0o700, parents=True)
+
+    def work(_child: Child) -> None:
+        mounted(place.folder, "-t tmpfs -o size=3m")
+        place.stage()
+        tree, _facts = place.stage(other)
+        assert (tree / "b").stat().st_size == 2_000_000
+        assert place.names() == [tree.parent.name]
+
+    assert Child(work).ended() == 0
+
+
+@needs_root
+def test_a_disk_that_cannot_be_written_says_so(place: Place) -> None:
+    """A read-only home."""
+    (place.work / "a").write_text("a")
+    place.folder.mkdir(mode=0o700, parents=True)
+
+    def work(_child: Child) -> None:
+        mounted(place.folder, "-r -t tmpfs")
+        with pytest.raises(StagingError, match="Read-only file system") as caught:
+            place.stage()
+        assert f"ls -ld {place.folder}" in str(caught.value.hint)
 
     assert Child(work).ended() == 0
 
