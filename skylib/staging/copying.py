@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 
@@ -46,8 +47,8 @@ class Copier:
     def copy(self, source: str, target: str, path: str) -> Entry | None:
         """Copy the file `source` to `target`, a new file, with mode and time; its entry, or None when it is gone.
 
-        The entry says what was copied: the file may be another one than a scan saw. `ctime_ns` is 0 when the file was
-        touched so lately that a later edit could have the very same times.
+        The entry says what was copied: the file may be another one than a scan saw. `ctime_ns` is one that no file has,
+        and another each time, when the file was touched so lately that a later edit could have the very same times.
         Raises StagingError (path) for a file that cannot be read, that is none any more, or that changes at each of
         ATTEMPTS; OSError when `target` cannot be written.
         """
@@ -70,7 +71,7 @@ class Copier:
                     if _times(before) == _times(after):
                         os.fchmod(writing, entry.mode)
                         os.utime(writing, ns=(entry.mtime_ns, entry.mtime_ns))
-                        return entry if _wait_ns(after) <= 0 else attrs.evolve(entry, ctime_ns=0)
+                        return entry if _unsettled_ns(after) <= 0 else attrs.evolve(entry, ctime_ns=_no_time())
                 finally:
                     os.close(writing)
             finally:
@@ -152,19 +153,30 @@ def _times(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _settled(descriptor: int) -> os.stat_result:
-    """The file, when an edit after now has other times than it; a file that is touched all the time is waited for once."""
+    """The file, when an edit after now has other times than it; a file that is touched all the time is waited for once.
+
+    One from the future (the clock of a file server) is not waited for.
+    """
     found = os.fstat(descriptor)
-    wait_ns = _wait_ns(found)
-    if wait_ns > 0:
-        time.sleep(wait_ns / 1e9)
+    left_ns = _unsettled_ns(found)
+    if 0 < left_ns <= _step_ns(found):
+        time.sleep(left_ns / 1e9)
         found = os.fstat(descriptor)
     return found
 
 
-def _wait_ns(found: os.stat_result) -> int:
+def _unsettled_ns(found: os.stat_result) -> int:
     """How long until an edit cannot have the same times any more; not positive when that is so already."""
-    step_ns = _TICK_NS if found.st_ctime_ns % 1_000_000_000 else _COARSE_NS
-    return min(step_ns, found.st_ctime_ns + step_ns - time.time_ns())
+    return found.st_ctime_ns + _step_ns(found) - time.time_ns()
+
+
+def _no_time() -> int:
+    """A change time that no file has, and no other call gives."""
+    return -1 - secrets.randbits(62)
+
+
+def _step_ns(found: os.stat_result) -> int:
+    return _TICK_NS if found.st_ctime_ns % 1_000_000_000 else _COARSE_NS
 
 
 def _unreadable(source: str, error: OSError) -> StagingError:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 
 import attrs
 
 from skylib.errors import StagingError
 
-__all__ = ["Entry", "Kind", "Manifest", "entry_of", "scan"]
+__all__ = ["Entry", "Kind", "Manifest", "entry_of", "file_digest", "scan"]
 
 _READ_BYTES = 1024 * 1024
+_Sums = Mapping[str, bytes]
 
 
 class Kind(str, Enum):
@@ -95,14 +97,17 @@ class Manifest:
             sums.update(_line(entry, f"{entry.size} {mtime}".encode()))
         return sums.hexdigest()
 
-    def digest(self) -> str:
+    def digest(self, known: _Sums = MappingProxyType({})) -> str:
         """SHA-256 over names, kinds, modes, link targets and contents: the same for two checkouts of one commit.
 
-        Reads every file. Raises StagingError with the path of one that cannot be read.
+        Reads every file that is not in `known`: path -> file_digest. Raises StagingError with the path of one that
+        cannot be read.
         """
         sums = hashlib.sha256()
         for entry in self.entries:
-            content = _content_digest(self.source_of(entry)) if entry.kind is Kind.FILE else b""
+            content = b""
+            if entry.kind is Kind.FILE:
+                content = known.get(entry.path) or file_digest(self.source_of(entry))
             sums.update(_line(entry, content))
         return sums.hexdigest()
 
@@ -192,7 +197,8 @@ def _line(entry: Entry, content: bytes) -> bytes:
     return b"\0".join((head + os.fsencode(entry.path), os.fsencode(entry.target), content, b""))
 
 
-def _content_digest(source: str) -> bytes:
+def file_digest(source: str) -> bytes:
+    """SHA-256 of a file's content, in hex. Raises StagingError with its path when it cannot be read."""
     sums = hashlib.sha256()
     try:
         for piece in _pieces(source):

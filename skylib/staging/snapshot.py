@@ -21,10 +21,10 @@ from pathlib import Path
 import attrs
 
 from skylib.errors import LockTimeout, SkyError, StagingError, StateError
-from skylib.events import Event, EventSink, Phase, discard, span
+from skylib.events import Event, EventSink, Phase, Span, discard, span
 from skylib.paths import write_private
 from skylib.staging.copying import Copier, is_of_target
-from skylib.staging.manifest import Entry, Kind, Manifest
+from skylib.staging.manifest import Entry, Kind, Manifest, file_digest
 from skylib.staging.plan import SyncPlan, SyncTree
 from skylib.staging.shelf import NAME_LENGTH, Shelf, Use, boot_id
 
@@ -84,11 +84,27 @@ class Snapshots:
         with self._lock(known.parent.name):
             with contextlib.suppress(FileNotFoundError):
                 return known.read_text(encoding="ascii")
-            with span(events, "files.hash", files=tree.manifest.files, bytes=tree.manifest.bytes):
-                digest = tree.manifest.digest()
+            with span(events, "files.hash", files=tree.manifest.files, bytes=tree.manifest.bytes) as step:
+                digest = self._hash(tree, step)
             with contextlib.suppress(StateError):  # a full disk: it is found again next time
                 write_private(known, digest.encode())
             return digest
+
+    def _hash(self, tree: SyncTree, step: Span) -> str:
+        """The digest; what earlier snapshots of the source have unchanged is not read again."""
+        name, manifest = Path(tree.snapshot).name, tree.manifest
+        kept = self._shelf.kept()
+        mine = [(each.source, each.boot) for each in kept if each.name == name]
+        known: dict[bytes, bytes] = {}
+        for each in kept:
+            if (each.source, each.boot) in mine:
+                known.update(_sums(self._shelf.folder / each.name))
+        files = [entry for entry in manifest.entries if entry.kind is Kind.FILE]
+        sums = {entry.path: known.get(_stamp(entry)) or file_digest(manifest.source_of(entry)) for entry in files}
+        step.note(read=sum(_stamp(entry) not in known for entry in files))
+        with contextlib.suppress(StateError):
+            write_private(Path(tree.snapshot) / "sums", b"".join(sums.values()))
+        return manifest.digest(sums)
 
     def _tidy(self) -> None:
         """Once nothing is in use any more by who calls it."""
@@ -242,6 +258,18 @@ class _Filling:
         if not entries:
             raise StagingError(f"{source} was removed while it was staged", path=source)
         return tuple(entries)
+
+
+def _sums(folder: Path) -> dict[bytes, bytes]:
+    """Stamp -> SHA-256 in hex of each file of a snapshot whose content was hashed; else empty."""
+    try:
+        stamps = [each for each in (folder / "stamps").read_bytes().split(b"\0") if each.startswith(b"f ")]
+        sums = (folder / "sums").read_bytes()
+    except OSError:
+        return {}
+    if len(sums) != 64 * len(stamps):
+        return {}
+    return {stamp: sums[64 * place : 64 * place + 64] for place, stamp in enumerate(stamps)}
 
 
 def _linked(old: str, new: str) -> bool:

@@ -12,6 +12,7 @@ import resource
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -533,6 +534,23 @@ def test_the_content_is_hashed_once(place: Place) -> None:
         assert place.snapshots().content_digest(staged.trees[0]) == wanted
 
 
+def test_what_was_hashed_is_not_read_again_after_an_edit(place: Place) -> None:
+    """Of three files the edited one alone is read; the digest is that of all content."""
+    for name in ("a", "b/x", "c"):
+        (place.work / name).parent.mkdir(exist_ok=True)
+        (place.work / name).write_text(name)
+    (place.work / "l").symlink_to("a")
+    read = []
+    for text in ("before", "after"):
+        (place.work / "c").write_text(text)
+        seen: list[Event] = []
+        with place.staged() as staged:
+            found = place.snapshots().content_digest(staged.trees[0], seen.append)
+        assert found == plan_sync(str(place.work), git=None).trees[0].manifest.digest()
+        read.append(seen[-1].facts["read"])
+    assert read == [3, 1]
+
+
 def test_a_forked_child_does_not_keep_a_snapshot(place: Place) -> None:
     """The parent lets go, and it can be removed, while the child lives on."""
     (place.work / "a").write_text("a")
@@ -562,3 +580,29 @@ def test_staging_tells_how_far_it_is(place: Place) -> None:
     assert seen[-1].step == "files.stage"
     assert seen[-1].facts["copied"] == 200
     assert len(seen) < 20
+
+
+def test_a_file_that_is_touched_all_the_time_passes_for_no_other(place: Place) -> None:
+    """A later edit could have the very same times: its copy has a change time of its own, each time another."""
+    file = place.work / "a"
+    file.write_text("a")
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(0.001):
+            os.utime(file)
+
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    doubtful: list[int] = []
+    deadline = time.monotonic() + 30
+    try:
+        while len(doubtful) < 2 and time.monotonic() < deadline:
+            with contextlib.suppress(StagingError):  # it kept changing
+                found = Copier().copy(str(file), str(place.work / "copy"), "a")
+                if found is not None and found.ctime_ns < 0:
+                    doubtful.append(found.ctime_ns)
+    finally:
+        ended.set()
+        toucher.join()
+    assert len(set(doubtful)) == 2
