@@ -1,8 +1,7 @@
 """What one node does for the head's agent: starts ranks, reports their output and their ends, ends their processes.
 
 Lives in the standing actor of the node (or in the agent itself). All that matters is in files, so that a new one goes on
-where the last one was. Ranks are named by a key, (task id, phase, rank), where phase is "setup", or
-"run" ("run@2" for the second retry).
+where the last one was. Ranks are named by a key, (task id, phase, rank); phase is "setup", or "run" ("run@2": 2nd retry).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from . import doors
@@ -24,6 +24,7 @@ from .identity import boot_id
 from .lease import Lease
 from .phases import stream_of
 from .processes import carrying, is_alive, own, with_descendants
+from .starts import Starts
 from .supervisor import ENDED, Spec, forget_oom_score, write_file
 from .tail import MAX_PIECE, Piece, Tail
 from .tree import JobTree, read_json, state_dirs
@@ -147,6 +148,7 @@ class NodeService:
         self._watched: Dict[Key, _Watched] = {}
         self._over: List[str] = []  # jobs that have ended and of which something still ran, the latest of them
         self._model: Optional[Beginning] = None
+        self._starts = Starts()
         self._zygote = Zygote(bundle, self.config.root, self._supervisors_environment)
 
     def hello(self) -> Dict[str, Any]:
@@ -172,26 +174,27 @@ class NodeService:
             os.mkdir(state_dir, 0o700)
         except FileExistsError:
             return "exists"
-        if self._tree(key[0]).closed:
-            raise OSError("the job was ended before this rank was started")
-        os.symlink(log, os.path.join(state_dir, "log"))
-        marker = str(spec.get("marker") or "")
-        account = self._account()
-        self._zygote.start(
-            Spec(
-                state_dir=state_dir,
-                log=log,
-                workdir=str(spec.get("workdir") or self._workdir),
-                marker=self._marker(marker) if marker else "",
-                script=str(spec["script"]),
-                environ=account.environ,
-                task={str(name): str(value) for name, value in spec["task_env"].items()},
-                cgroup=self._own_group(key),
-                limits=account.limits,
-                umask=account.umask,
-                oom_score=account.oom_score,
+        with self._starts.one(key[0]):
+            if self._tree(key[0]).closed:
+                raise OSError("the job was ended before this rank was started")
+            os.symlink(log, os.path.join(state_dir, "log"))
+            marker = str(spec.get("marker") or "")
+            account = self._account()
+            self._zygote.start(
+                Spec(
+                    state_dir=state_dir,
+                    log=log,
+                    workdir=str(spec.get("workdir") or self._workdir),
+                    marker=self._marker(marker) if marker else "",
+                    script=str(spec["script"]),
+                    environ=account.environ,
+                    task={str(name): str(value) for name, value in spec["task_env"].items()},
+                    cgroup=self._own_group(key),
+                    limits=account.limits,
+                    umask=account.umask,
+                    oom_score=account.oom_score,
+                )
             )
-        )
         return "started"
 
     @property
@@ -324,7 +327,8 @@ class NodeService:
 
         final: no rank of the job is started here afterwards, not even one whose start is on its way.
         """
-        return self._tree(task_id).kill(phase, ranks, grace_s, final=final)
+        begun = partial(self._starts.wait, task_id, _STARTING_S)
+        return self._tree(task_id).kill(phase, ranks, grace_s, final=final, begun=begun)
 
     def _tree(self, task_id: str) -> JobTree:
         return JobTree(self.config.jobs_state, self._boot, task_id)

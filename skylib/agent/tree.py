@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import cgroups
 from .phases import stream_of
@@ -98,16 +98,26 @@ class JobTree:
             variables["SKYPILOT_SETUP_NODE_RANK" if stream_of(phase) == "setup" else "SKYPILOT_NODE_RANK"] = str(rank)
         return variables
 
-    def kill(self, phase: str, ranks: Optional[Sequence[int]], grace_s: float, *, final: bool) -> Dict[str, List[int]]:
+    def kill(
+        self,
+        phase: str,
+        ranks: Optional[Sequence[int]],
+        grace_s: float,
+        *,
+        final: bool,
+        begun: Callable[[], object] = lambda: None,
+    ) -> Dict[str, List[int]]:
         """Ends the whole job on this node, or some ranks of a phase; answers {"ended", "survivors"} when that is done.
 
-        final: no rank of the job is started here afterwards, not even one whose start is on its way.
+        final: no rank of the job is started here afterwards, not even one whose start is on its way. begun: waits for
+        starts that did not see it.
         """
         if final:
             try:
                 self.close()
             except OSError:
                 pass  # a full disk keeps no job from its end
+            begun()
         wanted = None if ranks is None else set(ranks)
         result = self.end("" if wanted is None else phase, wanted, grace_s)
         return {"ended": result.ended, "survivors": result.survivors}
