@@ -8,6 +8,7 @@ it holds a password. The handle knows the database by name only, for the error w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from skylib.jobs.stream import LogStream
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord, JobStatus
 from skylib.models.task import Task
-from skylib.ops import batch, execute, joblogs, status
+from skylib.models.transfers import Fetched
+from skylib.ops import batch, execute, joblogs, status, transfers
 from skylib.ops.lives import life_of
 from skylib.ops.nodes import run_on_all, ssh_command
 from skylib.session import Session
+from skylib.staging.sync import SyncOutcome
 from skylib.transport.base import Completed
 
 __all__ = ["Cluster", "Job"]
@@ -229,6 +232,29 @@ class Cluster(_Handle):
     def run(self, command: str, *, timeout_s: float | None = None) -> tuple[Completed, ...]:
         """Run a shell line at once on every node, past the queue; one Completed per node, in rank order."""
         return run_on_all(self._open(), self.cluster_name, command, timeout_s=timeout_s)
+
+    def get(self, remote: str, local: str | os.PathLike[str], *, rank: int = 0) -> Fetched:
+        """Fetch from the node of that rank: one file, a directory with all in it, or what a pattern matches.
+
+        remote: relative to sky_workdir, `~/path` or absolute; `*`, `?`, `[...]` as in a shell, `**` for any directories.
+        local: a file's new name, or the directory that it goes into where that stands or the text ends with "/"; else the
+        directory itself, where matches of a pattern keep their path below its last plain directory.
+        What is here with the same mode, size and time is not fetched again; what the node does not have stays. Modes,
+        times and links are kept, but for links that lead out of what is fetched: those are told and left out.
+        Raises StagingError (host, path) when nothing matches or something cannot be read or written, InvalidSpecError,
+        ClusterNotFound, TransportError.
+        """
+        return transfers.get(self._open(), self.cluster_name, remote, local, rank=rank)
+
+    def put(
+        self, local: str | os.PathLike[str], remote: str, *, ranks: Iterable[int] | None = None
+    ) -> tuple[SyncOutcome, ...]:
+        """Bring a file or directory to nodes (None: all of them) by the rules of file_mounts; what each was given.
+
+        remote: the new path itself, `~/path`, absolute, or relative to sky_workdir; ignore files of a directory count.
+        Raises StagingError (host, path), InvalidSpecError, ClusterNotFound, ClusterNotUp, ClusterBusy, TransportError.
+        """
+        return transfers.put(self._open(), self.cluster_name, local, remote, ranks=ranks)
 
     def ssh_command(self, rank: int = 0) -> str:
         """What to type for a shell on that node. Raises InvalidSpecError for a rank it does not have."""

@@ -83,6 +83,8 @@ CLUSTER = {
     "exec": "task_or_command * key",
     "submit_many": "tasks * keys",
     "run": "command * timeout_s",
+    "get": "remote local * rank",
+    "put": "local remote * ranks",
     "ssh_command": "rank",
     "to_json": "",
     "from_json": "text",
