@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from skylib.models.discovered import Discovered
     from skylib.models.job import FirstCause, JobRecord, JobStatus, LogLine
     from skylib.models.plan import Plan
-    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, Reconciled, StartReceipt
+    from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, PrefetchReceipt, Reconciled, StartReceipt
     from skylib.models.resources import Resources
     from skylib.models.task import Task
     from skylib.results import CostReport
@@ -50,6 +50,7 @@ _HOMES = {
     "LogStream": "skylib.jobs.stream",
     "NodeReceipt": "skylib.models.receipts",
     "Plan": "skylib.models.plan",
+    "PrefetchReceipt": "skylib.models.receipts",
     "Reconciled": "skylib.models.receipts",
     "Resources": "skylib.models.resources",
     "StartReceipt": "skylib.models.receipts",
@@ -75,6 +76,7 @@ __all__ = [
     "LogStream",
     "NodeReceipt",
     "Plan",
+    "PrefetchReceipt",
     "Reconciled",
     "Resources",
     "StartReceipt",

@@ -21,6 +21,7 @@ from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled, StartReceipt
 from skylib.models.task import Task
 from skylib.ops import adopt, batch, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.ops.ahead import Runtime
 from skylib.ops.settings import Settings
 from skylib.ops.timer import lease_seconds, timer_of
 from skylib.results import CostReport
@@ -57,6 +58,11 @@ class Client:
     def config(self) -> Settings:
         """The settings in force, by section: `config.ssh.keepalive_s`; `config.explain(key)`, `set(key, value)`, `unset`."""
         return Settings(self._session)
+
+    @property
+    def runtime(self) -> Runtime:
+        """Ray's packages, which nodes get from this machine: `runtime.prefetch(platform, python)` brings them here ahead."""
+        return Runtime(self._session)
 
     def launch(
         self,

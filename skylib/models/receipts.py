@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from enum import Enum
+from pathlib import Path
 
 import attrs
 
 from skylib.models.cluster import ClusterRecord, ClusterStatus
 
-__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt", "Reconciled", "Settled", "StartReceipt"]
+__all__ = ["DownReceipt", "InfraStatus", "NodeReceipt", "PrefetchReceipt", "Reconciled", "Settled", "StartReceipt"]
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +74,24 @@ class InfraStatus:
     reason: str = ""
     hosts: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class PrefetchReceipt:
+    """Ray's packages for one kind of node, kept under the home.
+
+    platform: the kind, by the oldest C library that they serve: "manylinux_2_17_x86_64". python: "3.11". files: all
+    that a node is sent: wheels, their list with hashes, and uv's program. bytes: of all files. made: the wheels were not
+    here before, or not whole.
+    """
+
+    platform: str
+    python: str
+    ray_version: str
+    directory: Path
+    files: tuple[Path, ...]
+    bytes: int
+    made: bool
 
 
 class Settled(str, Enum):

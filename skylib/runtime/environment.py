@@ -28,7 +28,7 @@ from skylib.transport.base import Completed, Transport
 from skylib.transport.command import Command
 from skylib.transport.local import LocalTransport
 
-__all__ = ["DIGEST_FILE", "Environment", "ensure_environment", "runtime_digest"]
+__all__ = ["DIGEST_FILE", "Environment", "ensure_environment", "first_choice", "runtime_digest"]
 
 DIGEST_FILE = ".skylib-digest"
 _STEP = "runtime.environment"
@@ -114,6 +114,14 @@ def ensure_environment(
     return Environment(env=env, ray_version=found.lock.version("ray"), digest=found.digest, created=False)
 
 
+def first_choice(
+    transport: Transport, facts: NodeFacts, *, local: bool = False, python: str = ""
+) -> tuple[Lock, tuple[int, int, int]]:
+    """The list and the Python that ensure_environment takes first on a machine. Raises PreflightError when none fits."""
+    plan = _plans(facts, local=local, wanted=python, more=_asked(transport, facts, python))[0]
+    return plan.lock, plan.choice.version
+
+
 def _make(
     transport: Transport,
     facts: NodeFacts,
@@ -176,11 +184,12 @@ def _install(transport: Transport, facts: NodeFacts, env: str, plan: _Plan, pack
     if local and (source == "index" or facts.os != "Linux"):
         with tempfile.TemporaryDirectory(prefix="skylib-") as here:
             Path(here, WHEELS_TXT).write_text(plan.lock.render(), encoding="utf-8")
-            return transport.run(_command(env, plan, pack=here, uv=str(client_uv()), index=True), timeout_s=timeout_s)
+            return transport.run(_command(env, plan, pack=here, uv=str(client_uv()), index="index"), timeout_s=timeout_s)
     platform = Platform.of(facts)
     if local:
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
-        command = _command(env, plan, pack=str(wheels.directory), uv=str(wheelhouse.uv(platform)), index=False)
+        uv = str(wheelhouse.uv(platform))
+        command = _command(env, plan, pack=str(wheels.directory), uv=uv, index="conda")  # as this is the client itself
         return transport.run(command, timeout_s=timeout_s)
     members = [_member("uv", wheelhouse.uv(platform))]
     if source == "index":
@@ -188,7 +197,7 @@ def _install(transport: Transport, facts: NodeFacts, env: str, plan: _Plan, pack
     else:
         wheels = wheelhouse.wheels(plan.lock, platform, plan.choice.version)
         members += [_member(f"pack/{path.name}", path) for path in (wheels.listing, *wheels.files)]
-    command = _command(env, plan, pack="-", uv="-", index=source == "index")
+    command = _command(env, plan, pack="-", uv="-", index="index" if source == "index" else "")
     return transport.run(command, stdin=pack(members), timeout_s=timeout_s)
 
 
@@ -197,13 +206,13 @@ def _member(name: str, path: Path) -> Member:
     return Member(name=name, entry=entry, source=str(path.resolve()))
 
 
-def _command(env: str, plan: _Plan, *, pack: str, uv: str, index: bool) -> Command:
+def _command(env: str, plan: _Plan, *, pack: str, uv: str, index: str) -> Command:
     python = plan.choice.python.path if plan.choice.python else ""
     version = plan.choice.version
     return Command.sh(
         INSTALL_SCRIPT,
         *(env, plan.digest, python, plan.choice.conda, f"{version[0]}.{version[1]}"),
-        *(pack, uv, "index" if index else "", _source("start_hook"), WARM_SCRIPT, _source("door_guard")),
+        *(pack, uv, index, _source("start_hook"), WARM_SCRIPT, _source("door_guard")),
     )
 
 
@@ -225,12 +234,18 @@ def _failed(host: str, env: str, done: Completed) -> StagingError | BringUpError
         )
     what = "conda could not make" if done.returncode == CONDA_FAILED else "could not make"
     how = f"was ended by SIG{done.signal}" if done.signal else f"exited {done.returncode}"
+    hint = "nothing was left behind; the same call may be made again"
+    if done.returncode == CONDA_FAILED:
+        hint = (
+            "nodes fetch nothing unless told to: put a Python 3.8 to 3.11 there (`uv python install 3.11`), or let conda "
+            "and Ray's packages be fetched by the node with runtime.source: index"
+        )
     return BringUpError(
         f"{what} the runtime environment {env}: the script {how}",
         host=host,
         step=_STEP,
         evidence=said,
-        hint="nothing was left behind; the same call may be made again",
+        hint=hint,
         returncode=done.returncode,
     )
 

@@ -12,10 +12,10 @@ NO_SPACE = 82
 NOT_OURS = 85  # an environment of that name stands there that we did not make
 
 # Arguments: environment, digest, python, conda ("" for none), conda's python version, pack (the directory of wheels.txt and
-# the wheels; "-": they come as a tar on stdin, with uv), uv ("-": the one that comes), index ("": offline), then the
-# texts of the start hook, of the warm script and of the door guard. conda makes an environment in its own place: a file
-# beside it, "$env.making", says so meanwhile, and that what an interrupted one left is ours. Any other that has no digest
-# is not.
+# the wheels; "-": they come as a tar on stdin, with uv), uv ("-": the one that comes), index ("": nothing is fetched;
+# "conda": conda may fetch; "index": the packages are fetched, too), then the texts of the start hook, of the warm script
+# and of the door guard. conda makes an environment in its own place: a file beside it, "$env.making", says so meanwhile,
+# and that what an interrupted one left is ours. Any other that has no digest is not.
 INSTALL_SCRIPT = r"""
 env=$1 digest=$2 python=$3 conda=$4 conda_python=$5 pack=$6 uv=$7 index=$8 hook=$9
 shift 9
@@ -73,7 +73,7 @@ make_empty() {
         : >"$env.making" || return
         final=$env
         if [ -d "$env" ]; then mv "$env" "$env.old.$$"; fi
-        make_conda --offline >"$work/conda.log" 2>&1 || make_conda >"$work/conda.log" 2>&1 || {
+        make_conda --offline >"$work/conda.log" 2>&1 || fetch_conda || {
             tail -n 20 "$work/conda.log" >&2
             rm -rf "$env"
             [ -d "$env.old.$$" ] && mv "$env.old.$$" "$env"
@@ -86,6 +86,10 @@ make_empty() {
     fi
 }
 
+fetch_conda() {
+    [ -n "$index" ] && make_conda >"$work/conda.log" 2>&1
+}
+
 make_conda() {
     rm -rf "$env"
     limit=
@@ -94,7 +98,7 @@ make_conda() {
 }
 
 install() {
-    if [ -n "$index" ]; then
+    if [ "$index" = index ]; then
         set --
     else
         set -- --offline --no-index --find-links "$pack"

@@ -12,7 +12,7 @@ from skylib.models.node import NodeFacts, PythonFound
 from skylib.runtime.layout import SKY_REMOTE_RAY_VERSION
 from skylib.runtime.lock import NEWER_LOCK, RAY_LOCK
 
-__all__ = ["CONDA_PYTHON", "PythonChoice", "choose_python", "client_python"]
+__all__ = ["CONDA_PYTHON", "NEWEST", "OLDEST", "PythonChoice", "choose_python", "client_python"]
 
 OLDEST = (3, 8)
 NEWEST = (3, 11)  # of Ray 2.9.3

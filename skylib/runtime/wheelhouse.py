@@ -1,9 +1,9 @@
 """The wheels that nodes need, downloaded once on the client and kept under `<home>/runtime`, verified by hash.
 
 wheels/<list digest>/<platform>-cp311/   *.whl, and wheels.txt: the same list with the digests of exactly these files
-wheels/<list digest>/<platform>/uv       the installer's binary, for platforms other than the client's own
+wheels/<list digest>/<platform>/uv       the installer's binary, for platforms other than the client's own, and uv.sha256
 
-A directory is made beside and renamed, so it is whole or not there.
+A directory is made beside and renamed, so it is whole or not there. Wheels for an older C library serve a newer one, too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import platform as machine
+import re
 import shutil
 import stat
 import tempfile
@@ -34,12 +35,15 @@ __all__ = ["SDIST_ONLY", "WHEELS_TXT", "Platform", "Wheelhouse", "Wheels", "clie
 SDIST_ONLY = frozenset({"gpustat"})  # pure Python, published without a wheel: built here
 
 _ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_NAME = re.compile(rf"(?:linux|manylinux2014|manylinux_2_(?P<minor>[0-9]{{1,3}}))[-_/](?P<arch>{'|'.join(_ARCHES)})")
 # Hosts whose glibc lies between two of these share the wheels of the lower one.
 _GLIBC_STEPS = (17, 28, 34)
 _LEGACY = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 WHEELS_TXT = "wheels.txt"
 _DOWNLOADS_AT_ONCE = 3
 _BIG = ("ray", "grpcio", "cryptography")
+_UV_SUM = "uv.sha256"
+_LISTED = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
 @attrs.frozen(kw_only=True)
@@ -86,6 +90,21 @@ class Platform:
                 found.append(f"{_LEGACY[minor]}_{self.arch}")
         return (*found, f"linux_{self.arch}")
 
+    @classmethod
+    def named(cls, name: str) -> Platform | None:
+        """Of "linux-x86_64" (any glibc that Ray runs on), "manylinux_2_28_aarch64", "manylinux2014_x86_64"; else None."""
+        found = _NAME.fullmatch(name.strip().lower())
+        if found is None:
+            return None
+        minor = int(found["minor"] or _GLIBC_STEPS[0])
+        if minor < _GLIBC_STEPS[0]:
+            return None
+        return cls(arch=_ARCHES[found["arch"]], glibc=max(step for step in _GLIBC_STEPS if step <= minor))
+
+    def older(self) -> tuple[Platform, ...]:
+        """This one, then those whose wheels fit here as well, newest first."""
+        return tuple(Platform(arch=self.arch, glibc=step) for step in reversed(_GLIBC_STEPS) if step <= self.glibc)
+
     def is_this_machine(self) -> bool:
         """Whether the client's own programs run there."""
         own = _ARCHES.get(machine.machine().lower())
@@ -94,11 +113,15 @@ class Platform:
 
 @attrs.frozen(kw_only=True)
 class Wheels:
-    """Wheels of one list for one platform and Python. listing: requirements with the hashes of exactly these files."""
+    """Wheels of one list for one platform and Python. listing: requirements with the hashes of exactly these files.
+
+    made: by the call that gave them.
+    """
 
     directory: Path
     files: tuple[Path, ...]
     listing: Path
+    made: bool = attrs.field(default=False, eq=False)
 
 
 class Wheelhouse:
@@ -111,18 +134,25 @@ class Wheelhouse:
         self.hold = hold
         self._events = events
 
-    def wheels(self, lock: Lock, platform: Platform, python: tuple[int, int, int]) -> Wheels:
+    def wheels(self, lock: Lock, platform: Platform, python: tuple[int, int, int], *, check: bool = False) -> Wheels:
         """The wheels of a list (already selected for that Python), downloaded when they are not here.
 
+        check: read what is here, and make it anew when it is not what its listing says.
         Raises StagingError when the index cannot be reached, a file is not what the list says, or the disk is full.
         """
         tag = f"cp{python[0]}{python[1]}"
-        final = self._home.runtime / "wheels" / lock.digest[:16] / f"{platform.name}-{tag}"
-        found = _read(final)
+        folder = self._home.runtime / "wheels" / lock.digest[:16]
+
+        def standing() -> Wheels | None:
+            kept = (_read(folder / f"{each.name}-{tag}") for each in platform.older())
+            return next((wheels for wheels in kept if wheels is not None and (not check or _is_whole(wheels))), None)
+
+        found = standing()
         if found is not None:
             return found
-        with self.hold(f"wheels:{lock.digest[:16]}:{platform.name}-{tag}"):
-            found = _read(final)
+        final = folder / f"{platform.name}-{tag}"
+        with self.hold(f"wheels:{lock.digest[:16]}:{final.name}"):
+            found = standing()
             if found is not None:
                 return found
             with (
@@ -134,18 +164,18 @@ class Wheelhouse:
         found = _read(final)
         if found is None:
             raise StagingError(f"the wheels in {final} were removed while they were made", path=str(final))
-        return found
+        return attrs.evolve(found, made=True)
 
-    def uv(self, platform: Platform) -> Path:
-        """uv's binary for a platform: this environment's own where it fits. Raises StagingError."""
+    def uv(self, platform: Platform, *, check: bool = False) -> Path:
+        """uv's binary for a platform: this environment's own where it fits. Raises StagingError. check: as in wheels()."""
         if platform.is_this_machine():
             return client_uv()
         lock = load_lock(UV_LOCK)
         final = self._home.runtime / "wheels" / lock.digest[:16] / platform.name
         binary = final / "uv"
-        if not binary.is_file():
+        if not _stands(binary, check):
             with self.hold(f"wheels:{lock.digest[:16]}:{platform.name}"):
-                if not binary.is_file():
+                if not _stands(binary, check):
                     with span(self._events, "runtime.uv", platform=platform.name), _made_beside(final) as beside:
                         _download(lock, beside, platform, (3, 11, 0))
                         _extract_uv(beside)
@@ -169,6 +199,24 @@ def _read(directory: Path) -> Wheels | None:
     if not listing.is_file():
         return None
     return Wheels(directory=directory, files=tuple(sorted(directory.glob("*.whl"))), listing=listing)
+
+
+def _is_whole(wheels: Wheels) -> bool:
+    """Whether the files are those of the listing, byte for byte. A file that cannot be read is not."""
+    try:
+        listed = sorted(_LISTED.findall(wheels.listing.read_text(encoding="utf-8")))
+        return listed == sorted(_sha256(path) for path in wheels.files)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _stands(binary: Path, check: bool) -> bool:
+    if not check or not binary.is_file():
+        return binary.is_file()
+    try:
+        return (binary.parent / _UV_SUM).read_text(encoding="ascii") == _sha256(binary)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 @contextlib.contextmanager
@@ -269,4 +317,5 @@ def _extract_uv(directory: Path) -> None:
         with archive.open(member) as source, (directory / "uv").open("wb") as target:
             shutil.copyfileobj(source, target)
     os.chmod(directory / "uv", stat.S_IRWXU)
+    (directory / _UV_SUM).write_text(_sha256(directory / "uv"), encoding="ascii")
     wheel.unlink()

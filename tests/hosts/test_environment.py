@@ -216,8 +216,9 @@ def test_the_users_own_environment_is_not_touched(make_host: MakeHost, reach: Re
 
 
 def test_conda_makes_the_environment_where_it_is(make_host: MakeHost, reach: Reach) -> None:
-    """A conda on the host is asked first, with the environment's path; what it made is used."""
+    """A conda that has a Python in its cache is asked first, offline, with the environment's path; what it made is used."""
     host = make_host(pythons=("3.10", "3.11"))
+    host.write_file("/home/sky/miniconda3/pkgs/python", b"")
     host.write_file("/home/sky/miniconda3/bin/conda", FAKE_CONDA.encode(), mode=0o755)
     transport = reach(host)
     facts = probe(transport)
@@ -227,6 +228,16 @@ def test_conda_makes_the_environment_where_it_is(make_host: MakeHost, reach: Rea
     assert json.loads(text(host, f"cat {made.env}/conda-meta/history")) == ["--prefix", made.env, "python=3.10"]
     assert "2.9.3" in text(host, f"{made.ray} --version")
     assert not ensure(transport, probe(transport)).created
+
+
+def test_a_conda_that_would_have_to_fetch_is_done_without(make_host: MakeHost, reach: Reach) -> None:
+    """A conda with nothing in its cache is not let near its channels: a Python of the host serves."""
+    host = make_host(pythons=("3.10", "3.11"))
+    host.write_file("/home/sky/miniconda3/bin/conda", FAKE_CONDA.encode(), mode=0o755)
+    transport = reach(host)
+    made = ensure(transport, probe(transport))
+    assert made.created
+    assert text(host, f"ls -d {made.env}/conda-meta 2>/dev/null; true") == ""
 
 
 def test_a_conda_that_fails_is_done_without(make_host: MakeHost, reach: Reach) -> None:
@@ -291,7 +302,7 @@ print(json.dumps(sorted([name for name in node["Resources"] if name.startswith("
 
 # Makes what conda makes (a prefix with its own bin/python), from an interpreter of the host.
 FAKE_CONDA = """#!/bin/sh
-case " $* " in *" --offline "*) echo "no package in the cache" >&2; exit 1 ;; esac
+case " $* " in *" --offline "*) [ -e ~/miniconda3/pkgs/python ] || { echo "no package in the cache" >&2; exit 1; } ;; esac
 while [ "$1" != --prefix ]; do shift; done
 python=$(command -v python3.10 || command -v python3)
 "$python" -m venv --without-pip "$2" || exit

@@ -57,6 +57,8 @@ async def watch(job: Job) -> int:
 
 def verbs(client: Client) -> None:
     """Each verb gives one type, whatever its flags."""
+    assert_type(client.runtime.prefetch(), skylib.PrefetchReceipt)
+    assert_type(client.runtime.prefetch("linux-aarch64", "3.10").files, tuple[Path, ...])
     assert_type(client.status(), list[ClusterRecord])
     assert_type(client.status("train", refresh=True), list[ClusterRecord])
     assert_type(client.status(["a", "b"]), list[ClusterRecord])

@@ -13,6 +13,7 @@ import pytest
 import skylib
 from skylib.client import Client
 from skylib.handles import Cluster, Job
+from skylib.ops.ahead import Runtime
 
 PUBLIC = {
     "Client",
@@ -32,6 +33,7 @@ PUBLIC = {
     "LogStream",
     "NodeReceipt",
     "Plan",
+    "PrefetchReceipt",
     "Reconciled",
     "Resources",
     "StartReceipt",
@@ -89,6 +91,8 @@ CLUSTER = {
     "to_json": "",
     "from_json": "text",
 }
+RUNTIME = {"prefetch": "platform python"}
+OWNERS = [(Client, CLIENT), (Job, JOB), (Cluster, CLUSTER), (Runtime, RUNTIME)]
 
 
 def parameters(function: object) -> str:
@@ -158,24 +162,20 @@ def test_the_version_is_the_distributions() -> None:
     assert declared[1] in (skylib.__version__, "attr: skylib.__version__")
 
 
-@pytest.mark.parametrize(
-    ("owner", "verbs"), [(Client, CLIENT), (Job, JOB), (Cluster, CLUSTER)], ids=["Client", "Job", "Cluster"]
-)
+@pytest.mark.parametrize(("owner", "verbs"), OWNERS, ids=[owner.__name__ for owner, _ in OWNERS])
 def test_verbs_take_what_they_promise(owner: type, verbs: dict[str, str]) -> None:
     """Every promised verb is there with its parameters in order; flags are keyword-only."""
     assert {name: parameters(getattr(owner, name)) for name in verbs} == verbs
 
 
-@pytest.mark.parametrize(
-    ("owner", "verbs"), [(Client, CLIENT), (Job, JOB), (Cluster, CLUSTER)], ids=["Client", "Job", "Cluster"]
-)
+@pytest.mark.parametrize(("owner", "verbs"), OWNERS, ids=[owner.__name__ for owner, _ in OWNERS])
 def test_there_is_no_verb_that_is_not_promised(owner: type, verbs: dict[str, str]) -> None:
     """A public method is a promise, so it is listed here."""
     public = {name for name, value in inspect.getmembers(owner, inspect.isroutine) if not name.startswith("_")}
     assert public - verbs.keys() == set()
 
 
-@pytest.mark.parametrize("owner", [Client, Job, Cluster], ids=lambda owner: owner.__name__)
+@pytest.mark.parametrize("owner", [owner for owner, _ in OWNERS], ids=lambda owner: owner.__name__)
 def test_public_methods_are_explained_and_typed(owner: type) -> None:
     """Each has a docstring, and a type on every parameter and on what it returns."""
     bare = []

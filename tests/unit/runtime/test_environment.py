@@ -282,6 +282,68 @@ def _install(env: Path, *, conda: str = "", python: str = "/nonexistent/python")
     return LocalTransport().run(Command.sh(INSTALL_SCRIPT, *words), timeout_s=60)
 
 
+_FAKE_UV = """#!/bin/sh
+printf '%s\\n' "$*" >>"${0%/*}/asked"
+case $1 in venv) for last; do :; done; mkdir -p "$last/bin"; ln -s /bin/true "$last/bin/python" ;; esac
+"""
+_FAKE_CONDA = """#!/bin/sh
+printf '%s\\n' "$*" >>"${0%/*}/asked"
+exit 1
+"""
+
+
+def _asked_of(program: Path, text: str, env: Path, *, index: str, conda: bool = False) -> list[str]:
+    """What the script asks of uv, or of conda, on a node."""
+    program.parent.mkdir()
+    program.write_text(text)
+    program.chmod(0o755)
+    words = (str(env), "digest", "/usr/bin/python3", str(program) if conda else "", "3.10", "/pack", str(program))
+    LocalTransport().run(Command.sh(INSTALL_SCRIPT, *words, index, "", ""), timeout_s=60)
+    return (program.parent / "asked").read_text().splitlines()
+
+
+def test_a_node_is_told_to_fetch_nothing(tmp_path: Path) -> None:
+    """Unless configured, uv is run offline on nodes, without an index, and takes files by their hashes alone."""
+    venv, install = _asked_of(tmp_path / "bin" / "uv", _FAKE_UV, tmp_path / "env", index="")
+    assert "--offline" in venv.split()
+    assert {"--offline", "--no-index", "--require-hashes", "--no-deps", "--find-links"} <= set(install.split())
+
+
+def test_a_node_asks_an_index_where_that_is_configured(tmp_path: Path) -> None:
+    """runtime.source: index lets uv use one; the hashes are asked for all the same."""
+    _, install = _asked_of(tmp_path / "bin" / "uv", _FAKE_UV, tmp_path / "env", index="index")
+    assert not {"--offline", "--no-index"} & set(install.split())
+    assert "--require-hashes" in install.split()
+
+
+@pytest.mark.parametrize(
+    ("index", "tries"), [("", ["--offline"]), ("conda", ["--offline", "--yes"]), ("index", ["--offline", "--yes"])]
+)
+def test_conda_fetches_only_where_that_is_configured(index: str, tries: list[str], tmp_path: Path) -> None:
+    """conda makes Python from what the node has; its channels are asked on this machine, or with runtime.source: index."""
+    asked = _asked_of(tmp_path / "bin" / "conda", _FAKE_CONDA, tmp_path / "env", index=index, conda=True)
+    assert [line.split()[1] for line in asked] == tries
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("source", "offline"), [("client", True), ("index", False)])
+def test_what_a_node_may_fetch_is_in_its_command(source: str, offline: bool, wheelhouse: Wheelhouse) -> None:
+    """The one command that makes the environment says whether the node has an index; no other command is run."""
+    node = ScriptedTransport("node1", [Rule("", b"created\n")])
+    ensure_environment(node, FACTS, LAYOUT, wheelhouse=wheelhouse, source=source)
+    (call,) = node.calls
+    assert call.command.argv[-4] == ("" if offline else "index")
+
+
+def test_a_node_without_a_python_is_told_how_to_get_one(wheelhouse: Wheelhouse) -> None:
+    """Where conda alone could help and may not fetch, the error names the setting that lets it."""
+    node = ScriptedTransport("node1", [Rule("", Completed(returncode=CONDA_FAILED, stdout=b"", stderr=b"no package"))])
+    facts = attrs.evolve(FACTS, pythons=(), conda="/opt/conda/bin/conda")
+    with pytest.raises(BringUpError, match="conda could not make") as caught:
+        ensure_environment(node, facts, LAYOUT, wheelhouse=wheelhouse, source="index")
+    assert "runtime.source: index" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("kind", ["directory", "link"])
 def test_an_environment_of_somebody_else_is_left_alone(tmp_path: Path, kind: str) -> None:
     """One of our name without our digest, SkyPilot's own for one, is refused and stays as it is."""
