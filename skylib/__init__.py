@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, PrefetchReceipt, Reconciled, StartReceipt
     from skylib.models.resources import Resources
     from skylib.models.task import Task
+    from skylib.models.transfers import Fetched, OutputsReceipt
     from skylib.results import CostReport
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _HOMES = {
     "CostReport": "skylib.results",
     "Discovered": "skylib.models.discovered",
     "DownReceipt": "skylib.models.receipts",
+    "Fetched": "skylib.models.transfers",
     "FirstCause": "skylib.models.job",
     "InfraStatus": "skylib.models.receipts",
     "Job": "skylib.handles",
@@ -49,6 +51,7 @@ _HOMES = {
     "LogLine": "skylib.models.job",
     "LogStream": "skylib.jobs.stream",
     "NodeReceipt": "skylib.models.receipts",
+    "OutputsReceipt": "skylib.models.transfers",
     "Plan": "skylib.models.plan",
     "PrefetchReceipt": "skylib.models.receipts",
     "Reconciled": "skylib.models.receipts",
@@ -67,6 +70,7 @@ __all__ = [
     "CostReport",
     "Discovered",
     "DownReceipt",
+    "Fetched",
     "FirstCause",
     "InfraStatus",
     "Job",
@@ -75,6 +79,7 @@ __all__ = [
     "LogLine",
     "LogStream",
     "NodeReceipt",
+    "OutputsReceipt",
     "Plan",
     "PrefetchReceipt",
     "Reconciled",

@@ -20,7 +20,21 @@ from skylib.models.job import JobRecord
 from skylib.models.plan import Plan
 from skylib.models.receipts import DownReceipt, InfraStatus, Reconciled, StartReceipt
 from skylib.models.task import Task
-from skylib.ops import adopt, batch, cost, discover, execute, joblogs, launch, lifecycle, planning, reconcile, status
+from skylib.models.transfers import OutputsReceipt
+from skylib.ops import (
+    adopt,
+    batch,
+    cost,
+    discover,
+    execute,
+    joblogs,
+    launch,
+    lifecycle,
+    outputs,
+    planning,
+    reconcile,
+    status,
+)
 from skylib.ops.ahead import Runtime
 from skylib.ops.settings import Settings
 from skylib.ops.timer import lease_seconds, timer_of
@@ -224,6 +238,15 @@ class Client:
         InvalidSpecError (no line begins at the offset), AgentError, TransportError.
         """
         return joblogs.tail_logs(self._session, name, job_id, follow=follow, offset=offset, tail=tail)
+
+    def fetch_outputs(self, name: str, job_id: int | None = None) -> dict[int, OutputsReceipt]:
+        """Fetch what the outputs of a job's task match (None: of all jobs that have any): job id -> what came.
+
+        A job that still runs gives what is there now. What is here unchanged is not fetched again. A cluster that is
+        stopped is asked as long as its hosts answer. Raises StagingError (host, path) when not all came, after all the
+        rest; JobNotFound, ClusterNotFound, TransportError.
+        """
+        return outputs.fetch_outputs(self._session, name, job_id)
 
     def download_logs(self, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
         """Bring logs home: job id -> folder with run.log (merged) and each rank's own files."""

@@ -90,7 +90,11 @@ class Job(_Handle):
         return self.record().status
 
     def wait(self, timeout_s: float | None = None, *, check: bool = True) -> JobRecord:
-        """Block until it has ended. Raises JobFailed when `check` and it did not succeed; TransportTimeout."""
+        """Block until it has ended and its outputs are fetched. Raises JobFailed when `check` and it did not succeed.
+
+        `fetched` of the record says what came; outputs that do not come are no error here, and tried again at the next
+        contact. Raises TransportTimeout when it has not ended by then.
+        """
         session = self._open()
         return execute.wait(
             session, self.cluster_name, self.id, timeout_s=timeout_s, check=check, cluster_id=self.cluster_id

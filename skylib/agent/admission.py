@@ -54,6 +54,7 @@ class Admission:
             "status": "PENDING",
             "run_timestamp": self._stamp,
             "resources": resources,
+            "details": json.dumps({"outputs": _outputs(spec)}) if spec.get("outputs") else "",
             "num_nodes": num_nodes,
             "job_key": spec.get("key") or None,
             "spec": json.dumps({**_checked(spec), "has_secrets": bool(secrets)}),
@@ -80,9 +81,17 @@ def _whole(value: Any, name: str) -> int:
         raise Refused("invalid", f"{name}: {exc}") from exc
 
 
+def _outputs(spec: Mapping[str, Any]) -> Dict[str, Any]:
+    outputs = spec["outputs"]
+    wanted = outputs.get("wanted") if isinstance(outputs, dict) else None
+    if not isinstance(wanted, dict) or not all(isinstance(local, str) for local in wanted.values()):
+        raise Refused("invalid", "outputs is no mapping with patterns and directories")
+    return {"wanted": wanted, "client": str(outputs.get("client") or "")}
+
+
 def _checked(spec: Mapping[str, Any]) -> Dict[str, Any]:
     """The specification as it is kept: without secrets, and with nothing that fails when the job is to start."""
-    kept = {name: value for name, value in spec.items() if name != "secrets"}
+    kept = {name: value for name, value in spec.items() if name not in ("secrets", "outputs")}
     timeout_s = spec.get("timeout_s")
     if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and 0 < timeout_s < float("inf")):
         raise Refused("invalid", f"timeout_s is {timeout_s!r}, not a number of seconds")

@@ -32,6 +32,8 @@ def encode_jobs(jobs: Sequence[Job], queued: Container[int], waiting: Optional[R
     columns["log_dir"] = _column([_without_end(job.log_dir, f"{job.job_id}-{job.name}", "\0-\1") for job in jobs])
     columns["key"] = _column(["" if job.key.startswith(OWN_KEY) else job.key for job in jobs])
     columns["waiting_for"] = _column(_reasons(jobs, queued, waiting))
+    if any(job.outputs for job in jobs):
+        columns["outputs"] = _column([job.show_outputs() for job in jobs])
     return {"count": len(jobs), "columns": columns}
 
 

@@ -163,7 +163,7 @@ class Engine(Listeners):
             new.append(job)
             names = self._give_names(job, row["run_timestamp"])
             self._secrets.keep(job_id, specs[place].get("secrets") or {})
-            return names
+            return {**names, "details": row["details"]} if row["details"] else names
 
         try:
             admitted = self.db.insert([row for row, _ in rows], made)

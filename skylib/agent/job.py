@@ -43,6 +43,7 @@ class Job:
         "log_dir",
         "name",
         "num_nodes",
+        "outputs",
         "phase",
         "placement",
         "resources",
@@ -81,6 +82,7 @@ class Job:
         self.first_cause: Optional[Dict[str, Any]] = details.get("first_cause")
         self.attempt: int = details.get("attempt") or 0
         self.run_at: Optional[float] = details.get("run_at")
+        self.outputs: Optional[Dict[str, Any]] = details.get("outputs")
         self.demand = demand
         self.waiting_for = ""  # once it has left the queue, and until it begins
 
@@ -93,9 +95,13 @@ class Job:
 
         run_at: when its attempt's run began, which is what its timeout counts from. changed: what is not in the job yet.
         """
-        names = ("signals", "first_cause", "attempt", "run_at")
+        names = ("signals", "first_cause", "attempt", "run_at", "outputs")
         found = {name: getattr(self, name) for name in names}
         return json.dumps({**found, **changed})
+
+    def show_outputs(self) -> Optional[Dict[str, Any]]:
+        """What the task wants home, and on which nodes; None for nothing."""
+        return {**self.outputs, "nodes": [rank.node for rank in self.placement]} if self.outputs else None
 
     def show(self, waiting_for: str = "") -> Dict[str, Any]:
         """The protocol's Job. waiting_for: while it is in the queue."""
@@ -118,6 +124,7 @@ class Job:
             "signals": list(self.signals),
             "first_cause": self.first_cause,
             "attempt": self.attempt,
+            "outputs": self.show_outputs(),
         }
 
 

@@ -82,12 +82,14 @@ again; one that was queued is still queued, so whoever ends a cluster cancels it
 JobSpec: {"name", "run", "setup", "num_nodes", "demand": {"CPU": 0.5, "GPU": 2, "memory_gib": 4, "accelerators": {"A100": 2},
           "custom": {...}}, "envs": {..}, "secrets": {..}, "key": null or str, "setup_hash": "", "skip_setup_if_done": bool,
           "setup_all_nodes": bool, "user": "", "cluster_info": {...}, "timeout_s": null, "workdir": "<absolute, default root/sky_workdir>",
-          "max_retries": 0, "retry_exit_codes": [], "submission": ""}
+          "max_retries": 0, "retry_exit_codes": [], "submission": "", "outputs": null}
     timeout_s: how long one attempt's run may take, setup and queue not counted. max_retries: how often run is begun again
     after its first failed rank exited with one of retry_exit_codes (empty: with any code but 0), on the same nodes.
     A key that is known gives the job that it came with first, whatever the rest says; it is not adopted when "submission"
     (any text, of one submit) is the same: then it is the same submit, repeated. run may be "" (setup only). secrets reach the ranks over pipes and a 0600 file that is removed at the job's end, never jobs.db, argv or logs.
-Job: the fields of models.job.JobRecord without cluster_name. "signals": by rank, null for a rank that no signal ended.
+    outputs: {"wanted": {pattern: directory of the client}, "client": whose}; kept and told again, nothing is done with it.
+Job: the fields of models.job.JobRecord without cluster_name and fetched. "outputs": null, or what came with the JobSpec
+     and "nodes", the node of each rank; in columns it is left out where no job has any. "signals": by rank, null for a rank that no signal ended.
      "first_cause": null, or {"rank", "node", "exit_code", "signal", "reason", "last_lines"}; reason is one of exit, signal,
      oom, disk_full, not_started, lost, timeout. "attempt": 0, and one more for each retry.
 

@@ -11,6 +11,7 @@ import attrs
 
 from skylib.errors import AgentError
 from skylib.models.job import FirstCause, JobRecord, JobStatus
+from skylib.models.transfers import JobOutputs
 
 __all__ = ["decode_jobs"]
 
@@ -47,7 +48,7 @@ def _values(name: str, column: Any) -> list[Any]:
     return found
 
 
-_SPECIAL = frozenset({"status", "exit_codes", "signals", "first_cause"})
+_SPECIAL = frozenset({"status", "exit_codes", "signals", "first_cause", "outputs"})
 
 
 def _value(name: str, value: Any) -> Any:
@@ -57,6 +58,8 @@ def _value(name: str, value: Any) -> Any:
         return tuple(value)
     if name == "first_cause":
         return FirstCause.from_json(value) if value else None
+    if name == "outputs":
+        return JobOutputs.from_json(value) if value else None
     return value
 
 

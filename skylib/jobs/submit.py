@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -118,10 +119,15 @@ def job_spec(
     setup: bool = True,
     setup_digest: str = "",
     skip_setup_if_done: bool = False,
+    client: str = "",
 ) -> dict[str, object]:
-    """The agent's JobSpec (agent/protocol.py). setup: False leaves it out, as `exec` does."""
+    """The agent's JobSpec (agent/protocol.py). setup: False leaves it out, as `exec` does. client: whose its outputs are.
+
+    Local directories of outputs are made absolute from the current directory.
+    """
     cloud, _, region = cluster.infra.partition("/")
     recovery = _candidate(task.resources, cluster, task.num_nodes).job_recovery
+    wanted = {pattern: os.path.abspath(os.path.expanduser(local)) for pattern, local in task.fetched_outputs.items()}
     return {
         "name": task.name or "",
         "run": task.run or "",
@@ -140,6 +146,7 @@ def job_spec(
         "timeout_s": task.timeout_s,
         "max_retries": recovery.max_restarts_on_errors if recovery else 0,
         "retry_exit_codes": list(recovery.recover_on_exit_codes) if recovery else [],
+        **({"outputs": {"wanted": wanted, "client": client}} if wanted else {}),
     }
 
 

@@ -7,6 +7,8 @@ from enum import Enum
 
 import attrs
 
+from skylib.models.transfers import JobOutputs, OutputsReceipt
+
 __all__ = ["FirstCause", "JobRecord", "JobStatus", "LogLine"]
 
 
@@ -61,7 +63,8 @@ class JobRecord:
     exit_codes: by rank, None for a rank that has not ended; 128 + n for a rank that signal n ended.
     cause: first cause of a failure, in words ("rank 1 (host2) exited 3"), "" otherwise. waiting_for: what a PENDING job
     waits for, "" otherwise. log_dir: absolute, on the head. signals: by rank, None for a rank that no signal ended.
-    first_cause: None unless the job failed. attempt: 0, and one more for each time that it was begun anew.
+    first_cause: None unless the job failed. attempt: 0, and one more for each time that it was begun anew. outputs: what
+    its task wants home, None for nothing; fetched: what this home knows of the last fetch of that, None before the first.
     """
 
     cluster_name: str
@@ -83,13 +86,17 @@ class JobRecord:
     signals: tuple[int | None, ...] = ()
     first_cause: FirstCause | None = None
     attempt: int = 0
+    outputs: JobOutputs | None = None
+    fetched: OutputsReceipt | None = None
 
     def to_json(self) -> dict[str, object]:
         lists = {"exit_codes": list(self.exit_codes), "signals": list(self.signals)}
         cause = None if self.first_cause is None else attrs.asdict(self.first_cause)
         if cause is not None:
             cause["last_lines"] = list(cause["last_lines"])
-        fields = attrs.asdict(self, recurse=False)
+        fields = attrs.asdict(self, recurse=False, filter=lambda field, _value: field.name not in ("outputs", "fetched"))
+        if self.outputs is not None:
+            fields["outputs"] = self.outputs.to_json()
         return {**fields, "status": self.status.value, **lists, "first_cause": cause}
 
     @classmethod
@@ -100,6 +107,8 @@ class JobRecord:
             fields[name] = tuple(fields.get(name) or ())  # type: ignore[arg-type]
         if fields.get("first_cause") is not None:
             fields["first_cause"] = FirstCause.from_json(fields["first_cause"])  # type: ignore[arg-type]
+        outputs = fields.get("outputs")
+        fields["outputs"] = JobOutputs.from_json(outputs) if isinstance(outputs, Mapping) else None
         return cls(**fields)  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from skylib.errors import InvalidSpecError
-from skylib.models.converters import boolean, env_map, frozen_tree, open_map, optional_text, script, text_map
+from skylib.models.converters import boolean, env_map, frozen_tree, open_map, optional_text, path_text, script, text_map
 from skylib.models.frozen_map import FrozenMap, PlacedMap, map_strings, thaw
 from skylib.models.resources import Resources
 from skylib.models.secret import Secret, mask, secret_map
@@ -101,6 +101,18 @@ def _sizes(value: Mapping[str, float] | None) -> FrozenMap[str, float]:
     return found
 
 
+def _outputs(value: Mapping[str, float | PathText] | None) -> FrozenMap[str, float | str]:
+    """A number is SkyPilot's size of a bucket, a path the directory here that matching files are fetched into."""
+    found = text_map(value, _output, kind="a map of pattern to local directory, or of one path to its size in GB")
+    if sum(not isinstance(each, str) for each in found.values()) > 1:
+        raise spec_error("expected one path with a size at most")
+    return found
+
+
+def _output(value: object) -> float | str:
+    return path_text(value) if isinstance(value, (str, os.PathLike)) else positive_number(value)
+
+
 def _timeout_s(value: float | None) -> float | None:
     return None if value is None else positive_number(value)
 
@@ -117,6 +129,9 @@ class Task:
     scripts (a list of lines is joined). Destinations of file_mounts are on the nodes, sources local paths, URLs or
     storage maps; relative local paths are relative to the caller's current directory when they are used.
 
+    outputs: {pattern on the nodes: directory here}; what matches is fetched when the job has ended, seen by job.wait() or
+    the next status(refresh), queue, stop or down. Patterns are as in Cluster.get; the files of the job's rank 0 go
+    into the directory itself, those of rank n into `rank-<n>` in it. {path: size in GB} is SkyPilot's hint.
     timeout_s: seconds that the run of one attempt may take, setup and queue not counted; then the job is ended and FAILED.
     config: settings that hold for this task's launch or exec alone, {"provision": {"timeout_s": 1800}}; README's table
     says which; they are checked when the task is launched.
@@ -140,13 +155,18 @@ class Task:
     config: FrozenMap[str, object] = attrs.field(factory=FrozenMap, converter=_config)
     event_callback: str | None = attrs.field(default=None, converter=optional_text)
     inputs: FrozenMap[str, float] = attrs.field(factory=FrozenMap, converter=_sizes)
-    outputs: FrozenMap[str, float] = attrs.field(factory=FrozenMap, converter=_sizes)
+    outputs: FrozenMap[str, float | str] = attrs.field(factory=FrozenMap, converter=_outputs)
     api_server_access: bool = attrs.field(default=True, converter=_api_server_access)
     timeout_s: float | None = attrs.field(default=None, converter=_timeout_s)
 
     def __attrs_post_init__(self) -> None:
         if self.service is not None and self.pool is not None:
             raise spec_error("service and pool exclude each other", "pool")
+
+    @property
+    def fetched_outputs(self) -> dict[str, str]:
+        """Those outputs that are files to be fetched: pattern -> local directory, as they were given."""
+        return {pattern: local for pattern, local in self.outputs.items() if isinstance(local, str)}
 
     @classmethod
     def from_yaml(

@@ -14,7 +14,10 @@ from skylib.models.task_parts import GitWorkdir, StorageMount, is_url
 __all__ = ["RESOURCES_ACTED_ON", "RESOURCES_NOT_YET", "TASK_ACTED_ON", "TASK_NOT_YET", "unsupported_fields"]
 
 TASK_ACTED_ON = frozenset(
-    {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config", "timeout_s"}
+    {
+        *("name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"),
+        *("outputs", "timeout_s"),
+    }
 )
 TASK_NOT_YET = frozenset(
     {
@@ -24,7 +27,6 @@ TASK_NOT_YET = frozenset(
         "pool",
         "event_callback",
         "inputs",
-        "outputs",
         "api_server_access",
     }
 )
@@ -71,6 +73,8 @@ def _in_task(task: Task) -> Iterator[str]:
             yield "workdir (git repository)"
         elif field.name == "file_mounts":
             yield from _in_mounts(task)
+        elif field.name == "outputs":
+            yield from (f"outputs[{path}] (size)" for path, each in task.outputs.items() if not isinstance(each, str))
 
 
 def _in_mounts(task: Task) -> Iterator[str]:

@@ -12,6 +12,7 @@ from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.execute import as_task, deliver_workdir, finish_left
 from skylib.ops.lives import require_up
+from skylib.ops.outputs import expect
 from skylib.session import Session
 
 __all__ = ["submit_all"]
@@ -42,10 +43,12 @@ def submit_all(
         with session.intent("exec", name, cluster_id=record.cluster_id, **details):
             record = deliver_workdir(session, first, record, "submit_many", events)
             specs = [
-                job_spec(task, record, user=session.user, key=key, setup=False)
+                job_spec(task, record, user=session.user, key=key, setup=False, client=session.user_hash)
                 for task, key in zip(wanted, given, strict=True)
             ]
             submitted, seen = submit_many(session.agent(record), specs, record)
+        for task, each in zip(wanted, submitted, strict=True):
+            expect(session, task, record, [each])
     session.store.save_jobs(record.cluster_id, seen)
     return submitted
 

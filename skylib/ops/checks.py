@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from skylib.errors import InvalidSpecError
 from skylib.models.cluster import ClusterRecord, check_is_text
@@ -12,6 +14,7 @@ from skylib.models.secret import Secret
 from skylib.models.task import Task
 from skylib.models.unsupported import unsupported_fields
 from skylib.optimizer.fit import fits_cluster
+from skylib.staging.wanted import parse_wanted
 
 __all__ = ["check_task", "job_id", "job_ids", "named", "patience", "refuse_misfit", "seconds"]
 
@@ -30,9 +33,23 @@ def check_task(task: Task) -> None:
         )
     if not task.run and not task.setup:
         raise InvalidSpecError("the task has neither run nor setup: there is nothing to do", field="run")
+    for pattern, local in task.fetched_outputs.items():
+        _check_output(pattern, local)
     for field, variables in (("envs", task.envs), ("secrets", task.secrets)):
         for name, value in variables.items():
             _check_variable(field, name, value.reveal() if isinstance(value, Secret) else value)
+
+
+def _check_output(pattern: str, local: str) -> None:
+    """Raises InvalidSpecError for a pattern that is none, and for a directory here that cannot be made or written."""
+    field = f"outputs[{pattern}]"
+    here = Path(os.path.abspath(os.path.expanduser(local)))
+    parse_wanted(pattern, here, root="/", field=field)
+    there = next(path for path in (here, *here.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InvalidSpecError(f"{field}: {there} is no directory", field=field)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidSpecError(f"{field}: this account may not write in {there}", field=field)
 
 
 def _check_variable(field: str, name: str, value: str) -> None:

@@ -46,7 +46,7 @@ def down_cluster(
     brought = bring_home(session, record, cancel=cancel)
     if brought.missing and not purge:
         raise AgentError(
-            f"the logs of cluster {record.name!r} did not come home: {brought.missing}",
+            f"the logs and outputs of cluster {record.name!r} did not all come home: {brought.missing}",
             cluster=record.name,
             host=record.head.host,
             step="down.logs",

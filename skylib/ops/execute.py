@@ -11,7 +11,7 @@ from skylib.jobs.submit import Submitted, job_spec, key_for, submit
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord
 from skylib.models.task import Task
-from skylib.ops import checks
+from skylib.ops import checks, outputs
 from skylib.ops.checks import check_task, refuse_misfit
 from skylib.ops.files import deliver, staged_files
 from skylib.ops.holding import hold
@@ -44,8 +44,10 @@ def exec_(session: Session, task_or_command: Task | str, name: str, *, key: str 
         record = finish_left(session, record, "exec", events)
         with session.intent("exec", name, cluster_id=record.cluster_id, key=key):
             record = deliver_workdir(session, task, record, "exec", events)
-            spec = job_spec(task, record, user=session.user, key=key, setup=False)
-            return submit(session.agent(record), spec, record)
+            spec = job_spec(task, record, user=session.user, key=key, setup=False, client=session.user_hash)
+            done = submit(session.agent(record), spec, record)
+            outputs.expect(session, task, record, [done])
+            return done
 
 
 def deliver_workdir(session: Session, task: Task, record: ClusterRecord, operation: str, events: EventSink) -> ClusterRecord:
@@ -65,8 +67,9 @@ def queue(session: Session, name: str, *, include_ended: bool = True) -> list[Jo
     if record is not None:
         jobs = polling.queue(session.agent(record), name, include_ended=include_ended)
         session.store.save_jobs(record.cluster_id, jobs)
-        return jobs
-    return sorted(session.store.jobs(name, cluster_id=life.cluster_id), key=lambda each: each.job_id)
+        return outputs.collect(session, record, jobs)
+    seen = sorted(session.store.jobs(name, cluster_id=life.cluster_id), key=lambda each: each.job_id)
+    return outputs.with_receipts(session, name, life.cluster_id, seen)
 
 
 def job(session: Session, name: str, job_id: int | None, *, cluster_id: str | None = None) -> JobRecord:
@@ -80,8 +83,9 @@ def job(session: Session, name: str, job_id: int | None, *, cluster_id: str | No
     if record is not None:
         found = polling.job(session.agent(record), name, job_id)
         session.store.save_jobs(record.cluster_id, [found])
-        return found
-    return seen_job(session, life, job_id)
+    else:
+        found = seen_job(session, life, job_id)
+    return outputs.with_receipts(session, name, life.cluster_id, [found])[0]
 
 
 def seen_job(session: Session, life: Life, job_id: int | None) -> JobRecord:
@@ -101,8 +105,9 @@ def wait(
     check: bool = True,
     cluster_id: str | None = None,
 ) -> JobRecord:
-    """The job when it has ended; as it was seen last, when the cluster is stopped or gone.
+    """The job when it has ended, its outputs fetched; as it was seen last, when the cluster is stopped or gone.
 
+    Outputs that do not come change nothing about the job: `fetched` of the record says why, the next contact tries again.
     Raises JobFailed when `check` and it did not succeed, TransportTimeout, JobNotFound, InvalidSpecError,
     AgentError, TransportError.
     """
@@ -110,10 +115,11 @@ def wait(
     life = life_of(session, name, cluster_id)
     record = life.askable
     if record is None:
-        found = seen_job(session, life, job_id)
+        found = outputs.with_receipts(session, name, life.cluster_id, [seen_job(session, life, job_id)])[0]
     else:
         found = polling.wait(session.agent(record), name, job_id, timeout_s=timeout_s)
         session.store.save_jobs(record.cluster_id, [found])
+        found = outputs.collect(session, record, [found])[0]
     return polling.raise_unless_succeeded(found) if check else found
 
 

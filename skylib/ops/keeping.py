@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import attrs
 
-from skylib.errors import AgentError, SkyError
+from skylib.errors import AgentError, SkyError, StagingError
 from skylib.jobs import kept, logs, polling
 from skylib.models.cluster import ClusterRecord
 from skylib.models.job import JobRecord, JobStatus
+from skylib.ops.outputs import collect
 from skylib.ops.pen import FREE, Pen
 from skylib.runtime.agent_client import daemon_command
 from skylib.runtime.teardown import layout_of
@@ -31,7 +32,9 @@ class Brought:
 
 
 def bring_logs_home(session: Session, record: ClusterRecord, *, pen: Pen = FREE) -> str:
-    """What the cluster's jobs were and printed, before it goes. "" when all is here, else what is missing, in words.
+    """What the cluster's jobs were and printed, and their outputs, before it goes.
+
+    "" when all is here, else what is missing, in words.
 
     The agent of a cluster that stopped by itself is woken to be read, and to do nothing else; who asks ends it with all
     the rest. pen: for what is written down.
@@ -71,6 +74,10 @@ def _bring(session: Session, record: ClusterRecord, pen: Pen) -> None:
 
     for outcome in fanout(keep, jobs, limit=AT_ONCE):
         outcome.get()
+    pen.check()
+    for job in collect(session, record, jobs, last=True):
+        if job.outputs is not None and job.fetched is not None and job.fetched.error:
+            raise StagingError(f"outputs of job {job.job_id}: {job.fetched.error}", job_id=job.job_id)
 
 
 def _has_jobs(session: Session, record: ClusterRecord) -> bool:

@@ -24,6 +24,7 @@ from skylib.ops.checks import check_task, patience, refuse_misfit
 from skylib.ops.cleanup import take_away
 from skylib.ops.files import check_targets, deliver, deliver_to, files_digest, staged_files
 from skylib.ops.holding import hold
+from skylib.ops.outputs import expect
 from skylib.ops.provision import choose, make
 from skylib.ops.revive import revive
 from skylib.ops.timer import kept_busy, minutes_of, set_lease, set_timer
@@ -213,8 +214,11 @@ def _submit(session: Session, work: _Work, record: ClusterRecord) -> Submitted:
         setup=wants_setup,
         setup_digest=digest,
         skip_setup_if_done=options.fast,
+        client=session.user_hash,
     )
-    return submit(session.agent(record), spec, record)
+    done = submit(session.agent(record), spec, record)
+    expect(session, task, record, [done])
+    return done
 
 
 def _wait_for_capacity(events: EventSink, full: NoCapacityError, started: float, left_s: float) -> None:

@@ -16,6 +16,7 @@ from skylib.ops.checks import named, seconds
 from skylib.ops.cleanup import end_and_release, end_everywhere, give_back
 from skylib.ops.keeping import bring_logs_home
 from skylib.ops.look import Seen, Trace, look, mark_of, next_status, note, traces_of
+from skylib.ops.outputs import collect_ended
 from skylib.ops.pen import Pen
 from skylib.ops.reconcile import settle_clusters
 from skylib.session import Session
@@ -93,6 +94,7 @@ def _refresh_all(
 
 def _refresh(asking: _Asking, records: Sequence[ClusterRecord], timeout_s: float) -> list[ClusterRecord | None]:
     """Each cluster is asked by a thread, which settles what it saw. The pen is put down when the time is over."""
+    deadline = time.monotonic() + timeout_s
     may_ask = (record for record in records if _is_asked(asking.session, record) and record.name not in asking.busy)
     asked = {record.name: record for record in may_ask}
     try:
@@ -100,7 +102,10 @@ def _refresh(asking: _Asking, records: Sequence[ClusterRecord], timeout_s: float
     finally:
         asking.pen.put_down()
     fresh = {outcome.item.name: _outcome(asking, outcome) for outcome in outcomes}
-    return [fresh.get(record.name, record) for record in records]
+    found = [fresh.get(record.name, record) for record in records]
+    standing = [record for record in found if record is not None and record.name in asked]
+    collect_ended(asking.session, standing, patience_s=deadline - time.monotonic())
+    return found
 
 
 def _is_asked(session: Session, record: ClusterRecord) -> bool:

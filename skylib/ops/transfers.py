@@ -15,13 +15,13 @@ from skylib.ops.execute import finish_left
 from skylib.ops.files import check_targets
 from skylib.ops.holding import hold
 from skylib.ops.lives import require_up
+from skylib.ops.outputs import wanted_on
 from skylib.session import Session
 from skylib.staging.fetch import fetch
 from skylib.staging.plan import plan_sync
 from skylib.staging.sync import SyncNode, SyncOutcome, sync
-from skylib.staging.wanted import Wanted, parse_wanted
 
-__all__ = ["get", "local_path", "put", "wanted_on"]
+__all__ = ["get", "local_path", "put"]
 
 PathText = str | os.PathLike[str]
 
@@ -86,14 +86,6 @@ def local_path(local: PathText) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidSpecError(f"local is a path here, not {local!r:.80}", field="local")
     return Path(os.path.abspath(os.path.expanduser(text)))
-
-
-def wanted_on(
-    record: ClusterRecord, node: NodeRecord, remote: str, local: Path, *, into: bool = True, field: str = "remote"
-) -> Wanted:
-    """The pattern as that node has it. On `local` the `~` of jobs is this account's own home."""
-    home = os.path.expanduser("~") if record.infra == "local" else None
-    return parse_wanted(remote, local, root=node.root, account_home=home, into=into, field=field)
 
 
 def _node(record: ClusterRecord, rank: int, field: str = "rank") -> NodeRecord:

@@ -397,6 +397,24 @@ def test_a_restart_is_no_reboot(client: Client, agent: InProcessAgent) -> None:
     assert [client.job(job_id)["status"] for job_id in (holder, waits)] == ["RUNNING", "PENDING"]
 
 
+def test_outputs_are_kept_with_the_job(client: Client, agent: InProcessAgent) -> None:
+    """What is wanted home is told with the nodes of the ranks, in both forms of the queue, and after a restart."""
+    outputs = {"wanted": {"r/*": "/here"}, "client": "c1"}
+    plain = client.submit("true")
+    job_id = client.submit("true", num_nodes=2, outputs=outputs)
+    client.done(job_id)
+    expected = {**outputs, "nodes": [0, 1]}
+    for place in range(2):
+        each = again(agent) if place else client
+        assert (each.job(job_id)["outputs"], each.job(plain)["outputs"]) == (expected, None)
+        records = {record.job_id: record for record in decode_jobs("train", each.call("queue", form="columns"))}
+        assert records[plain].outputs is None
+        assert records[job_id].outputs is not None
+        assert records[job_id].outputs.to_json() == expected
+    with pytest.raises(AgentSaid, match="outputs"):
+        each.submit("true", outputs={"wanted": ["x"]})
+
+
 def test_an_end_that_nobody_knows_is_the_same_after_a_restart(client: Client, agent: InProcessAgent) -> None:
     """The only rank of a job was lost: its exit code is unknown, then and later."""
     job_id = client.submit("echo on; sleep 60")

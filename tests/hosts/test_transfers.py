@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from skylib.errors import InvalidSpecError, StagingError
+import skylib
+from skylib.errors import AgentError, InvalidSpecError, StagingError
 from tests.hosts.test_staging import here, on_host
-from tests.lab import Lab
+from tests.lab import Lab, eventually, make_lab
+from tests.testbed import Host
 from tests.unit.staging.trees import snapshot
 
 
@@ -70,3 +73,75 @@ def test_what_cannot_be_got_is_named(shared: Lab, tmp_path: Path) -> None:
     assert (tmp_path / "mixed/open").read_text() == "yes\n"
     with pytest.raises(InvalidSpecError, match="no rank 3"):
         cluster.get("x", tmp_path, rank=3)
+
+
+RUN = """
+mkdir -p results/$SKYPILOT_NODE_RANK && cd results
+echo "loss of $SKYPILOT_NODE_RANK" > $SKYPILOT_NODE_RANK/loss.json
+echo shared > model.bin
+"""
+
+
+def test_outputs_come_home_when_the_job_ends(shared: Lab, tmp_path: Path) -> None:
+    """wait() brings what the patterns match: rank 0's into the directory, others' beside; the next time nothing comes."""
+    wanted = {"results/*/loss.json": tmp_path / "losses", "results/model.bin": tmp_path / "model", "no/*": tmp_path / "no"}
+    job = shared.client.exec(shared.task(RUN, num_nodes=2, outputs=wanted), "shared")
+    record = job.wait(60)
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {
+        "losses/0/loss.json",
+        "losses/rank-1/1/loss.json",
+        "model/model.bin",
+        "model/rank-1/model.bin",
+    }
+    assert record.fetched is not None
+    assert (record.fetched.done, record.fetched.files, record.fetched.missing) == (True, 4, ("no/*",))
+    again = shared.client.fetch_outputs("shared", job.id)[job.id]
+    assert (again.done, again.files, again.unchanged) == (True, 0, 4)
+
+
+def test_another_process_brings_outputs(shared: Lab, tmp_path: Path) -> None:
+    """Nobody waits for the job: a client that only looks at the cluster fetches what another one asked for."""
+    job = shared.client.exec(shared.task("echo done > late.txt", outputs={"late.txt": tmp_path / "late"}), "shared")
+    for line in job.logs():
+        line.text.strip()
+    with skylib.Client(shared.home) as other:
+        eventually(lambda: bool(other.status("shared", refresh=True)) and (tmp_path / "late/late.txt").exists())
+        assert [each.fetched.done for each in other.queue("shared") if each.job_id == job.id and each.fetched] == [True]
+
+
+def test_outputs_that_do_not_come_leave_the_job_as_it_is(shared: Lab, tmp_path: Path) -> None:
+    """A place here that cannot take them: the job has succeeded, the record says why, and the next contact tries again."""
+    task = shared.task("sleep 1; echo x > once.txt", outputs={"once.txt": tmp_path / "in/the/way"})
+    job = shared.client.exec(task, "shared")
+    (tmp_path / "in").write_text("a file")
+    record = job.wait(60)
+    assert record.status is skylib.JobStatus.SUCCEEDED
+    assert record.fetched is not None
+    assert not record.fetched.done
+    assert str(tmp_path / "in") in record.fetched.error
+    with pytest.raises(StagingError, match="could not put"):
+        shared.client.fetch_outputs("shared", job.id)
+    (tmp_path / "in").unlink()
+    shared.client.queue("shared")
+    assert (tmp_path / "in/the/way/once.txt").read_text() == "x\n"
+
+
+def test_a_cluster_that_goes_leaves_its_outputs(
+    make_warm_host: Callable[..., Host], wheels: Path, tmp_path: Path
+) -> None:
+    """down fetches the outputs of the jobs that it ends; when they do not come, the cluster stays until it is purged."""
+    host = make_warm_host()
+    lab = make_lab(tmp_path / "sky", [host], wheels=wheels)
+    task = lab.task("echo half > checkpoint; sleep 600", outputs={"checkpoint": tmp_path / "out"})
+    job = lab.client.launch(task, "brief")
+    eventually(lambda: "half" in host.sh("cat ~/sky_workdir/checkpoint 2>/dev/null; true").stdout)
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(AgentError, match="outputs of job"):
+        lab.client.down("brief")
+    (tmp_path / "out").unlink()
+    lab.client.down("brief")
+    assert (tmp_path / "out/checkpoint").read_text() == "half\n"
+    assert job.status() is skylib.JobStatus.CANCELLED
+    lab.assert_nothing_left()
+    lab.client.close()

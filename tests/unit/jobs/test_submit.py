@@ -67,6 +67,15 @@ def test_a_jobs_timeout_and_retries_reach_the_agent():
     assert (spec["timeout_s"], spec["max_retries"], spec["retry_exit_codes"]) == (5.0, 2, [33, 34])
 
 
+def test_outputs_go_with_the_job(monkeypatch, tmp_path):
+    """Local directories are absolute, whoever fetches them and from where; a size is no output that is fetched."""
+    monkeypatch.chdir(tmp_path)
+    task = Task(run="x", outputs={"r/*": "here", "m": "/abs"})
+    wanted = {"r/*": f"{tmp_path}/here", "m": "/abs"}
+    assert job_spec(task, CLUSTER, user="me", client="c1")["outputs"] == {"wanted": wanted, "client": "c1"}
+    assert "outputs" not in job_spec(Task(run="x", outputs={"s3://b": 3}), CLUSTER, user="me")
+
+
 @pytest.mark.parametrize("key", ["", "~mine", 7, "x" * 1001, b"k"])
 def test_what_cannot_be_a_key(key):
     """It is refused before anything is asked."""

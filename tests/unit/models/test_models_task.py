@@ -69,7 +69,7 @@ service:
 config: {kubernetes: {pod_config: {spec: [1, null, x]}}}
 event_callback: echo done
 inputs: {s3://in: 1.5}
-outputs: {s3://out: 2}
+outputs: {s3://out: 2, "results/*.json": ./results}
 api_server_access: false
 timeout_s: 3600
 """
@@ -224,6 +224,8 @@ def test_internal_keys_are_refused(key):
         ("event_callback: 3", 1, "event_callback"),
         ("inputs: {a: x}", 1, "inputs.a"),
         ("outputs: {a: 1, b: 2}", 1, "outputs"),
+        ("outputs: {a: [x]}", 1, "outputs.a"),
+        ("outputs: {a: ''}", 1, "outputs.a"),
         ("api_server_access: 'no'", 1, "api_server_access"),
     ],
 )

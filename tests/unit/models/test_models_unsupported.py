@@ -35,7 +35,6 @@ _TASK_CASES = {
     "pool": {"workers": 1},
     "event_callback": "echo",
     "inputs": {"a": 1},
-    "outputs": {"a": 1},
     "api_server_access": False,
 }
 _RESOURCES_CASES = {
@@ -90,6 +89,7 @@ def test_fields_of_resources_not_acted_on(name):
         Task(resources={"infra": "ssh/lab", "cpus": "4+", "memory": "16+", "accelerators": ["A100", "V100"]}),
         Task(resources={"use_spot": False, "labels": {}, "ports": [], "job_recovery": None, "max_hourly_cost": 2}),
         Task(resources={"autostop": {"idle_minutes": 5, "down": True}, "any_of": [{"infra": "local"}]}),
+        Task(outputs={"results/*": "./results"}),
         Task(config={}, inputs={}, api_server_access=True, timeout_s=60),
         Task(resources={"job_recovery": {"strategy": "none", "max_restarts_on_errors": 2, "recover_on_exit_codes": 33}}),
     ],
@@ -104,6 +104,7 @@ def test_fields_acted_on(task):
     [
         (Task(workdir={"url": "https://example.org/x.git"}), ("workdir (git repository)",)),
         (Task(file_mounts={"/x": "s3://b", "/y": "./y"}), ("file_mounts[/x] (bucket URL)",)),
+        (Task(outputs={"s3://b": 2, "r/*": "./here"}), ("outputs[s3://b] (size)",)),
         (Task(file_mounts={"/x": {"source": "./y"}}), ("file_mounts[/x] (storage)",)),
         (Task(resources={"job_recovery": "failover"}), ("resources.job_recovery.strategy (FAILOVER)",)),
         (

@@ -105,3 +105,19 @@ def test_a_variable_is_refused_just_where_the_kernel_does(size: int):
             check_task(Task(run="true", envs={"BIG": value}))
     else:
         check_task(Task(run="true", envs={"BIG": value}))
+
+
+@pytest.mark.parametrize("pattern", ["../x", "s3://bucket/x", "~other/x"])
+def test_a_pattern_of_outputs_that_is_none_is_refused(pattern, tmp_path):
+    """Before anything is launched, by its field."""
+    with pytest.raises(InvalidSpecError) as caught:
+        check_task(Task(run="true", outputs={pattern: str(tmp_path)}))
+    assert caught.value.field == f"outputs[{pattern}]"
+
+
+def test_outputs_need_a_directory_that_can_be_made(tmp_path):
+    """A file in the way is found before the job runs, not after; a directory that is not there yet is fine."""
+    (tmp_path / "file").touch()
+    check_task(Task(run="true", outputs={"r": str(tmp_path / "new/deep")}))
+    with pytest.raises(InvalidSpecError, match="no directory"):
+        check_task(Task(run="true", outputs={"r": str(tmp_path / "file/deep")}))
