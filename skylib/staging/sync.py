@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from skylib.errors import SkyError
 from skylib.events import EventSink, discard, span
 from skylib.staging.feed import Feed
 from skylib.staging.manifest import Kind
+from skylib.staging.meter import Amount, Meter
 from skylib.staging.needs import Need, NeedReader
 from skylib.staging.pack import Member, pack
 from skylib.staging.plan import SyncPlan
@@ -31,6 +32,7 @@ from skylib.transport.base import Completed, Transport
 
 __all__ = ["SyncNode", "SyncOutcome", "sync"]
 
+_STEP = "files.deliver"
 _Out = TypeVar("_Out")
 _In = TypeVar("_In")
 
@@ -81,7 +83,7 @@ def sync(
     if groups:
         with span(events, "staging.send", nodes=sum(map(len, groups.values()))) as running:
             stop = threading.Event()
-            sent = _each(list(groups), lambda key: _deliver(groups[key], wanted[key], plan, timeout_s, stop), stop)
+            sent = _each(list(groups), lambda key: _deliver(groups[key], wanted[key], plan, timeout_s, stop, events), stop)
             for key, results in zip(groups, sent, strict=True):
                 shared = [results] * len(groups[key]) if isinstance(results, SkyError) else results
                 for node, result in zip(groups[key], shared, strict=True):
@@ -157,7 +159,12 @@ def _read(reader: NeedReader, node: SyncNode, done: Completed | SkyError) -> tup
 
 
 def _deliver(
-    nodes: Sequence[SyncNode], need: Need, plan: SyncPlan, timeout_s: float | None, stop: threading.Event
+    nodes: Sequence[SyncNode],
+    need: Need,
+    plan: SyncPlan,
+    timeout_s: float | None,
+    stop: threading.Event,
+    events: EventSink,
 ) -> list[SyncOutcome | SkyError]:
     """Send what is lacking to nodes that lack the same: first what goes below their roots, then what goes to /tmp."""
     started = time.perf_counter()
@@ -172,7 +179,7 @@ def _deliver(
         left = [place for place in range(len(nodes)) if place not in failed]
         if not numbers or not left:
             continue
-        results = _send([nodes[place] for place in left], need, plan, numbers, timeout_s, stop)
+        results = _send([nodes[place] for place in left], need, plan, numbers, timeout_s, stop, events)
         for place, result in zip(left, results, strict=True):
             if isinstance(result, SkyError):
                 failed[place] = result
@@ -194,18 +201,23 @@ def _send(
     numbers: Sequence[int],
     timeout_s: float | None,
     stop: threading.Event,
+    events: EventSink,
 ) -> list[int | SkyError]:
     """One archive to all nodes at once; the bytes that each was given, or its error.
 
     Raises StagingError when a file here cannot be read: the archive then lacks its end, and no node takes it.
     """
     feeds = [Feed() for _node in nodes]
+    lacking = [entry for number in numbers for entry in need.deltas[number].send if entry.kind is not Kind.DIR]
+    total = Amount(files=len(lacking), bytes=sum(entry.size for entry in lacking if entry.kind is Kind.FILE))
+    packed = Amount()
     pairs = list(zip(nodes, feeds, strict=True))
 
     def receive(pair: tuple[SyncNode, Feed]) -> None:
         node, feed = pair
+        meter = Meter(events=events, step=_STEP, host=node.transport.host, total=total, packed=packed)
         try:
-            _install(node, feed, need, plan, numbers, timeout_s)
+            _install(node, meter.through(feed), need, plan, numbers, timeout_s)
         finally:
             feed.close()
 
@@ -213,7 +225,7 @@ def _send(
         receivers = pool.submit(_each, pairs, receive)
         sent = 0
         try:
-            for block in pack(_members(need, plan, numbers)):
+            for block in pack(_counted(_members(need, plan, numbers), packed)):
                 taken = [feed.put(block) for feed in feeds]
                 if stop.is_set() or not any(taken):
                     break
@@ -226,7 +238,7 @@ def _send(
 
 
 def _install(
-    node: SyncNode, feed: Feed, need: Need, plan: SyncPlan, numbers: Sequence[int], timeout_s: float | None
+    node: SyncNode, feed: Iterable[bytes], need: Need, plan: SyncPlan, numbers: Sequence[int], timeout_s: float | None
 ) -> None:
     token = secrets.token_hex(8)
     below_root = plan.trees[numbers[0]].mount.below_root
@@ -243,6 +255,12 @@ def _install(
     done = node.transport.run(install(incoming, steps), stdin=feed, timeout_s=timeout_s)
     if not done.ok:
         raise failure(done, node.transport.host, incoming, steps)
+
+
+def _counted(members: Iterable[Member], packed: Amount) -> Iterator[Member]:
+    for member in members:
+        yield member
+        packed.files += member.content is None and member.entry.kind is not Kind.DIR
 
 
 def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Member]:
