@@ -7,15 +7,15 @@ from pathlib import Path
 
 from skylib.errors import InvalidSpecError, JobNotFound
 from skylib.jobs import kept, logs, polling
+from skylib.jobs.rank_files import bring_file, list_files
 from skylib.jobs.stream import ONE_LOOK_PATIENCE_S, PATIENCE_S, LogStream, Place, Source
 from skylib.models.cluster import ClusterRecord, NodeRecord
 from skylib.models.job import JobRecord
 from skylib.ops import checks
 from skylib.ops.execute import queue, seen_job
-from skylib.ops.keeping import keep_log
+from skylib.ops.keeping import KEEP_TIMEOUT_S, keep_log
 from skylib.ops.lives import Life, life_of
 from skylib.session import Session
-from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
 __all__ = ["download_logs", "tail_logs"]
@@ -80,7 +80,10 @@ def _require_kept(session: Session, life: Life, job_id: int | None) -> int:
 
 
 def download_logs(session: Session, name: str, job_ids: int | Sequence[int] | None = None) -> dict[int, Path]:
-    """Bring home the merged log and each rank's own; job id -> the folder. None: all jobs of the cluster."""
+    """Bring home the merged log and each rank's own; job id -> the folder. None: all jobs of the cluster.
+
+    What came before is not fetched again: all files go on where they end here.
+    """
     ids = checks.job_ids(job_ids)
     life = life_of(session, name)
     known = queue(session, name)
@@ -105,7 +108,7 @@ def _kept(session: Session, life: Life, job_id: int) -> Path:
 
 
 def _fetch_job_files(session: Session, record: ClusterRecord, job: JobRecord, target: Path) -> None:
-    """Each rank's own log files into target/node<rank>/; a node that holds none of the job gives none."""
+    """Each rank's own log files into target/node<rank>/, as far as they are not there; a node may hold none of the job."""
     folder = job.log_dir.rstrip("/").rsplit("/", 1)[-1]
     if not folder:
         return
@@ -113,9 +116,10 @@ def _fetch_job_files(session: Session, record: ClusterRecord, job: JobRecord, ta
     def fetch(node: NodeRecord) -> None:
         transport = session.transport(node.address)
         source = f"{node.root}/sky_logs/{folder}/tasks"
-        listed = transport.run(Command.sh('cd "$1" 2>/dev/null && ls -A || true', source)).check()
-        for name in listed.stdout.decode("utf-8", "surrogateescape").splitlines():
-            transport.get(f"{source}/{name}", target / f"node{node.rank}" / name)
+        for name in list_files(transport, source):
+            bring_file(transport, f"{source}/{name}", target / f"node{node.rank}" / name)
 
-    for outcome in fanout(fetch, record.nodes):
-        outcome.get()
+    scope = f"rank_logs:{record.cluster_id}:{job.job_id}"
+    with session.file_locks.hold(scope, operation="download_logs", timeout_s=KEEP_TIMEOUT_S):
+        for outcome in fanout(fetch, record.nodes):
+            outcome.get()

@@ -16,7 +16,7 @@ from skylib.session import Session
 from skylib.transport.command import Command
 from skylib.transport.fanout import fanout
 
-__all__ = ["Brought", "bring_home", "bring_logs_home", "keep_log"]
+__all__ = ["KEEP_TIMEOUT_S", "Brought", "bring_home", "bring_logs_home", "keep_log"]
 
 WAKE_TIMEOUT_S = 60.0
 KEEP_TIMEOUT_S = 600.0

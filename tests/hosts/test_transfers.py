@@ -10,6 +10,7 @@ import pytest
 
 import skylib
 from skylib.errors import AgentError, InvalidSpecError, StagingError
+from skylib.events import Event
 from tests.hosts.test_staging import here, on_host
 from tests.lab import Lab, eventually, make_lab
 from tests.testbed import Host
@@ -145,3 +146,20 @@ def test_a_cluster_that_goes_leaves_its_outputs(
     assert job.status() is skylib.JobStatus.CANCELLED
     lab.assert_nothing_left()
     lab.client.close()
+
+
+def test_downloaded_logs_go_on_where_they_end(shared: Lab) -> None:
+    """What is here of a rank's log is not fetched again, whatever came of the first download."""
+    job = shared.client.exec(shared.task("seq 300000"), "shared")
+    job.wait(60)
+    seen: list[Event] = []
+    with skylib.Client(shared.home, events=seen.append) as client:
+        folder = client.download_logs("shared", job.id)[job.id]
+        log = max(folder.glob("node*/*"), key=lambda path: path.stat().st_size)
+        whole = log.read_bytes()
+        assert whole.endswith(b"300000\n")
+        os.truncate(log, len(whole) - 1000)
+        seen.clear()
+        client.download_logs("shared", job.id)
+    assert log.read_bytes() == whole
+    assert sum(int(str(event.facts.get("stdout_bytes") or 0)) for event in seen) < 100_000
