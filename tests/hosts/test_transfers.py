@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import skylib
-from skylib.errors import AgentError, InvalidSpecError, StagingError
+from skylib.errors import AgentError, InvalidSpecError, StagingError, TransportError
 from skylib.events import Event
+from skylib.models.node import HostAddress
+from skylib.paths import SkyHome
+from skylib.staging.fetch import fetch
+from skylib.staging.wanted import parse_wanted
+from skylib.transport.ssh import SshTransport
+from tests.hosts.test_ssh_trouble import QUICK
 from tests.hosts.test_staging import here, on_host
 from tests.lab import Lab, eventually, make_lab
 from tests.testbed import Host
@@ -163,3 +171,25 @@ def test_downloaded_logs_go_on_where_they_end(shared: Lab) -> None:
         client.download_logs("shared", job.id)
     assert log.read_bytes() == whole
     assert sum(int(str(event.facts.get("stdout_bytes") or 0)) for event in seen) < 100_000
+
+
+def test_a_fetch_that_breaks_off_is_gone_on_with(make_host: Callable[..., Host], tmp_path: Path) -> None:
+    """The host dies while files come: those that came stay, nothing else is left, and then only the rest is fetched."""
+    host = make_host()
+    host.sh("mkdir -p ~/sky_workdir/r && cd ~/sky_workdir/r && echo a > a && truncate -s 50G huge && echo z > z", check=True)
+    address = HostAddress(kind="ssh", host=host.ip, user=host.user, port=host.port, identity_file=str(host.key_path))
+    here = tmp_path / "here"
+    wanted = [parse_wanted("r", here, root=host.home)]
+    with contextlib.closing(SshTransport(address, home=SkyHome(tmp_path / ".sky"), settings=QUICK)) as transport:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(fetch, transport, wanted)
+            eventually(lambda: running.done() or bool(list(here.glob(".skylib-fetch-*/*")) and (here / "a").exists()))
+            host.crash()
+            with pytest.raises(TransportError):
+                running.result()
+        assert [path.name for path in here.iterdir()] == ["a"]
+        host.boot()
+        host.sh("truncate -s 3 ~/sky_workdir/r/huge", check=True)
+        done = fetch(transport, wanted)
+    assert (done.files, done.unchanged) == (2, 1)
+    assert sorted(path.name for path in here.iterdir()) == ["a", "huge", "z"]
