@@ -91,8 +91,8 @@ def test_the_first_to_end_is_the_cause_although_it_is_heard_of_last(shared: Lab)
 
 def test_killing_a_ranks_shell_ends_all_that_it_began(shared: Lab):
     """kill -9 of the shell: the signal is the cause, and its children do not outlive the job."""
-    job = shared.client.exec(shared.task("echo $$; sleep 5151 & setsid sleep 5152 & wait", num_nodes=2), "shared")
-    pids = {line.rank: int(line.text) for line in first_lines(job, 2)}
+    job = shared.client.exec(shared.task("echo $$; sleep 5151 & setsid sleep 5152 & wait", num_nodes=3), "shared")
+    pids = {line.rank: int(line.text) for line in first_lines(job, 3)}
     hosts = shared.by_rank("shared")
     hosts[0].sh(f"kill -9 {pids[0]}", check=True)
     record = job.wait(timeout_s=30, check=False)
@@ -106,8 +106,8 @@ def test_killing_a_ranks_shell_ends_all_that_it_began(shared: Lab):
 
 def test_a_killed_supervisor_loses_its_rank_and_nothing_else(shared: Lab):
     """Nobody can say how the rank would have ended: FAILED_DRIVER, that cause, and its processes are ended."""
-    job = shared.client.exec(shared.task("sleep 5251 & env -i setsid sleep 5252 & echo $PPID; wait", num_nodes=2), "shared")
-    parents = {line.rank: int(line.text) for line in first_lines(job, 2)}
+    job = shared.client.exec(shared.task("sleep 5251 & env -i setsid sleep 5252 & echo $PPID; wait", num_nodes=3), "shared")
+    parents = {line.rank: int(line.text) for line in first_lines(job, 3)}
     hosts = shared.by_rank("shared")
     hosts[1].sh(f"kill -9 {parents[1]}", check=True)
     record = job.wait(timeout_s=30, check=False)
@@ -131,7 +131,7 @@ def test_a_full_disk_is_named(shared: Lab, run: str, code: int, reason: str):
     """A rank that fails on a full disk, or whose output could not be kept, has failed for want of room; no hang."""
     worker = shared.by_rank("shared")[1]
     gate = 'if [ "$SKYPILOT_NODE_RANK" = 1 ]; then echo ready; while [ ! -e /tmp/full ]; do sleep 0.05; done\n'
-    job = shared.client.exec(shared.task(f"{gate}{run}\nelse sleep 300; fi", num_nodes=2), "shared")
+    job = shared.client.exec(shared.task(f"{gate}{run}\nelse sleep 300; fi", num_nodes=3), "shared")
     first_lines(job, 1)
     worker.fill_home(0)
     try:
