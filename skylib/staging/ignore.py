@@ -14,28 +14,33 @@ import attrs
 __all__ = ["Pattern", "PatternList", "parse_patterns"]
 
 _CLASSES = {
-    b"alnum": b"0-9A-Za-z",
-    b"alpha": b"A-Za-z",
-    b"blank": b" \\t",
-    b"cntrl": b"\\x00-\\x1f\\x7f",
-    b"digit": b"0-9",
-    b"graph": b"\\x21-\\x7e",
-    b"lower": b"a-z",
-    b"print": b"\\x20-\\x7e",
-    b"punct": b"\\x21-\\x2f\\x3a-\\x40\\x5b-\\x60\\x7b-\\x7e",
-    b"space": b" \\t\\n\\r\\x0b\\x0c",
-    b"upper": b"A-Z",
-    b"xdigit": b"0-9A-Fa-f",
+    b"alnum": rb"[0-9A-Za-z]",
+    b"alpha": rb"[A-Za-z]",
+    b"blank": rb"[ \t]",
+    b"cntrl": rb"[\x00-\x1f\x7f]",
+    b"digit": rb"[0-9]",
+    b"graph": rb"[\x21-\x7e]",
+    b"lower": rb"[a-z]",
+    b"print": rb"[\x20-\x7e]",
+    b"punct": rb"[\x21-\x2f\x3a-\x40\x5b-\x60\x7b-\x7e]",
+    b"space": rb"[ \t\n\r]",
+    b"upper": rb"[A-Z]",
+    b"xdigit": rb"[0-9A-Fa-f]",
+}
+_MEMBERS = {
+    name: frozenset(code for code in range(256) if re.match(text, bytes([code]))) for name, text in _CLASSES.items()
 }
 _NEVER = b"(?!)"
+_SPECIAL = re.compile(rb"[*?\[\\]")
 
 
 @attrs.frozen
 class Pattern:
     """One line. negated: it includes again. anchored: matched against the path from its list's directory, else against
-    the name alone. text: the line, for people."""
+    the name alone. text: the line, for people; line: its number, from 1."""
 
     text: str
+    line: int
     regex: bytes
     negated: bool
     dir_only: bool
@@ -45,10 +50,20 @@ class Pattern:
 class PatternList:
     """The patterns of one file, in effect below one directory. The last pattern that matches decides."""
 
-    __slots__ = ("_any_name", "_any_path", "_compiled", "_prefix", "base", "origin")
+    __slots__ = ("_any_name", "_any_path", "_compiled", "_fold", "_prefix", "base", "origin")
 
-    def __init__(self, patterns: Iterable[Pattern], *, base: bytes = b"", prefix: bytes = b"", origin: str = "") -> None:
-        """base: the directory of the file, relative to the tree's root, b"" for the root or above. origin: its name.
+    def __init__(
+        self,
+        patterns: Iterable[Pattern],
+        *,
+        base: bytes = b"",
+        prefix: bytes = b"",
+        origin: str = "",
+        fold: bool = False,
+    ) -> None:
+        """base: the directory of the file, relative to the tree's root, b"" for the root or above. origin: its path.
+
+        fold: capital letters (of ASCII, as with git) are small ones; the patterns were parsed so, too.
 
         prefix: the way from the file's directory down to the tree's root, when the file lies above ("pkg" for the
         repository's own .gitignore when the tree is its directory "pkg").
@@ -56,6 +71,7 @@ class PatternList:
         found = tuple(patterns)
         self.base = base
         self._prefix = prefix + b"/" if prefix else b""
+        self._fold = fold
         self.origin = origin
         self._compiled = tuple((pattern, re.compile(pattern.regex, re.DOTALL)) for pattern in reversed(found))
         self._any_name = _any(pattern.regex for pattern in found if not pattern.anchored)
@@ -65,6 +81,8 @@ class PatternList:
         """The pattern that decides about a path below `base` (relative to the tree's root); None when none matches."""
         name = path.rpartition(b"/")[2]
         local = path[len(self.base) + 1 :] if self.base else self._prefix + path
+        if self._fold:
+            name, local = name.lower(), local.lower()
         if not (self._any_name and self._any_name.fullmatch(name)) and not (
             self._any_path and self._any_path.fullmatch(local)
         ):
@@ -80,15 +98,17 @@ class PatternList:
         return bool(self._compiled)
 
 
-def parse_patterns(content: bytes) -> list[Pattern]:
-    """The patterns of a `.gitignore`, in order."""
+def parse_patterns(content: bytes, *, fold: bool = False) -> list[Pattern]:
+    """The patterns of a `.gitignore`, in order. fold: for names in small letters (`core.ignoreCase`)."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [pattern for line in lines if (pattern := _parse_line(line.removesuffix(b"\r"))) is not None]
+    found = (_parse_line(line, number, fold=fold) for number, line in enumerate(lines, 1))
+    return [pattern for pattern in found if pattern is not None]
 
 
-def _parse_line(line: bytes) -> Pattern | None:
-    text = line.decode(errors="surrogateescape")
+def _parse_line(line: bytes, number: int, *, fold: bool) -> Pattern | None:
+    line = line.removesuffix(b"\r").partition(b"\0")[0]
     line = _without_trailing_spaces(line)
+    text = line.decode(errors="surrogateescape")
     if not line or line.startswith(b"#"):
         return None
     negated = line.startswith(b"!")
@@ -101,7 +121,7 @@ def _parse_line(line: bytes) -> Pattern | None:
     line = line.removeprefix(b"/")
     if not line:
         return None
-    return Pattern(text, _translate(line, anchored=anchored), negated, dir_only, anchored)
+    return Pattern(text, number, _translate(line, anchored=anchored, fold=fold), negated, dir_only, anchored)
 
 
 def _without_trailing_spaces(line: bytes) -> bytes:
@@ -124,8 +144,10 @@ def _any(regexes: Iterable[bytes]) -> re.Pattern[bytes] | None:
     return re.compile(joined, re.DOTALL) if joined else None
 
 
-def _translate(glob: bytes, *, anchored: bool) -> bytes:
+def _translate(glob: bytes, *, anchored: bool, fold: bool) -> bytes:
     """A regex for `re.fullmatch` with re.DOTALL. A pattern that git calls malformed matches nothing."""
+    special = _SPECIAL.search(glob)
+    literal = special.start() if special else len(glob)  # git compares these first, and matches the rest by itself
     not_slash = b"[^/]" if anchored else b"."
     out = []
     position = 0
@@ -135,91 +157,98 @@ def _translate(glob: bytes, *, anchored: bool) -> bytes:
             end = position
             while glob[end : end + 1] == b"*":
                 end += 1
-            text, position = _stars(glob, position, end, anchored)
+            at_start = position == literal or glob[position - 1 : position] == b"/"
+            text, position = _stars(glob, position, end, anchored, at_start)
             out.append(text)
         elif char == b"?":
             out.append(not_slash)
             position += 1
         elif char == b"[":
-            text, position = _bracket(glob, position, anchored)
+            members, position = _bracket(glob, position, fold)
             if not position:
                 return _NEVER
-            out.append(text)
-        elif char == b"\\":
-            if position + 1 >= len(glob):
-                return _NEVER
-            out.append(re.escape(glob[position + 1 : position + 2]))
-            position += 2
+            out.append(_one_of(members - {0x2F} if anchored else members))
         else:
-            out.append(re.escape(char))
+            if char == b"\\":
+                position += 1
+                char = glob[position : position + 1]
+                if not char:
+                    return _NEVER
+            out.append(re.escape(char.lower() if fold else char))
             position += 1
     return b"(?:" + b"".join(out) + b")"
 
 
-def _stars(glob: bytes, start: int, end: int, anchored: bool) -> tuple[bytes, int]:
-    """The regex of a run of stars, and where the pattern goes on."""
+def _stars(glob: bytes, start: int, end: int, anchored: bool, at_start: bool) -> tuple[bytes, int]:
+    """The regex of a run of stars, and where the pattern goes on. at_start: a part of the path begins here."""
     if not anchored:
         return b".*", end
-    at_start = start == 0 or glob[start - 1 : start] == b"/"
     if end - start >= 2 and at_start:
-        if end == len(glob):
-            return b".*", end
         if glob[end : end + 1] == b"/":
             return b"(?:.*/)?", end + 1
+        if end == len(glob) or glob[end : end + 2] == b"\\/":
+            return b".*", end
     return b"[^/]*", end
 
 
-def _bracket(glob: bytes, start: int, anchored: bool) -> tuple[bytes, int]:
-    """The regex of a "[...]", and where the pattern goes on; 0 when it is never closed or malformed."""
+def _bracket(glob: bytes, start: int, fold: bool) -> tuple[frozenset[int], int]:
+    """The bytes that a "[...]" stands for, and where the pattern goes on; 0 when it is never closed or malformed."""
     position = start + 1
     negated = glob[position : position + 1] in (b"!", b"^")
     if negated:
         position += 1
-    members: list[bytes] = []
+    members: set[int] = set()
+    before = -1  # the character that a "-" here makes a range from; none after a range or a class
     first = True
     while True:
         char = glob[position : position + 1]
         if not char:
-            return b"", 0
+            return frozenset(), 0
         if char == b"]" and not first:
             break
         first = False
-        if glob[position : position + 2] == b"[:":
-            close = glob.find(b"]", position + 2)
-            if close < 0:
-                return b"", 0
-            if glob[close - 1 : close] == b":" and close - 1 >= position + 2:
-                known = _CLASSES.get(glob[position + 2 : close - 1])
-                if known is None:
-                    return b"", 0
-                members.append(known)
-                position = close + 1
-                continue
-        low, position = _member(glob, position)
-        if not low:
-            return b"", 0
-        if glob[position : position + 1] == b"-" and glob[position + 1 : position + 2] not in (b"", b"]"):
+        following = glob[position + 1 : position + 2]
+        if char == b"-" and before >= 0 and following not in (b"", b"]"):
             high, position = _member(glob, position + 1)
-            if not high:
-                return b"", 0
-            if low <= high:
-                members.append(_hex(low) + b"-" + _hex(high))
+            if high < 0:
+                return frozenset(), 0
+            members |= _folded(range(before, high + 1), fold)
+            before = -1
+        elif char == b"[" and following == b":" and (name := _class_name(glob, position)) is not None:
+            if name not in _MEMBERS:
+                return frozenset(), 0
+            members |= _folded(_MEMBERS[name], fold and name == b"upper")
+            before = -1
+            position += len(name) + 4
         else:
-            members.append(_hex(low))
-    position += 1
-    inside = b"".join(members)
-    slash = b"(?!/)" if anchored else b""
-    if not inside:
-        return (slash + b"." if negated else _NEVER), position
-    return slash + (b"[^" if negated else b"[") + inside + b"]", position
+            before, position = _member(glob, position)
+            if before < 0:
+                return frozenset(), 0
+            members.add(before)
+    return frozenset(range(256)) - members if negated else frozenset(members), position + 1
 
 
-def _member(glob: bytes, position: int) -> tuple[bytes, int]:
-    """One character of a bracket, unescaped; b"" when the pattern ends here."""
+def _class_name(glob: bytes, position: int) -> bytes | None:
+    """What stands in the "[:...:]" here; None when the "[" is an ordinary one, b"" (no class) when nothing closes it."""
+    close = glob.find(b"]", position + 2)
+    if close < 0:
+        return b""
+    return glob[position + 2 : close - 1] if close > position + 2 and glob[close - 1 : close] == b":" else None
+
+
+def _member(glob: bytes, position: int) -> tuple[int, int]:
+    """One character of a bracket, unescaped; -1 when the pattern ends here."""
     if glob[position : position + 1] == b"\\":
         position += 1
-    return glob[position : position + 1], position + 1
+    return (glob[position] if position < len(glob) else -1), position + 1
 
 
-def _hex(char: bytes) -> bytes:
-    return b"\\x%02x" % char[0]
+def _folded(codes: Iterable[int], fold: bool) -> set[int]:
+    """With the small letter of each capital one. (git folds ranges and [:upper:] so, and no single characters.)"""
+    found = set(codes)
+    return found | {code + 32 for code in found if 0x41 <= code <= 0x5A} if fold else found
+
+
+def _one_of(codes: frozenset[int]) -> bytes:
+    """The regex of one byte of these."""
+    return b"[" + b"".join(b"\\x%02x" % code for code in sorted(codes)) + b"]" if codes else _NEVER
