@@ -175,12 +175,15 @@ def _repository(top: str, git_dir: str) -> Repository | None:
 
 
 def _all_settings(repository: Repository | None) -> Iterator[tuple[str, str | None]]:
-    for file in _config_files(repository):
+    for file in _users_files():
+        yield from _file_settings(file, repository, _DEEPEST_INCLUDE, closed_ok=True)
+    for file in _repositorys_files(repository):
         yield from _file_settings(file, repository, _DEEPEST_INCLUDE)
     yield from _with_includes(_settings_of_environment(), "", repository, _DEEPEST_INCLUDE)
 
 
-def _config_files(repository: Repository | None) -> Iterator[str]:
+def _users_files() -> Iterator[str]:
+    """Of the system and of the user."""
     if not _is_true(os.environ.get("GIT_CONFIG_NOSYSTEM", "false")):
         yield os.environ.get("GIT_CONFIG_SYSTEM", "/etc/gitconfig")
     if "GIT_CONFIG_GLOBAL" in os.environ:
@@ -189,6 +192,9 @@ def _config_files(repository: Repository | None) -> Iterator[str]:
         base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
         yield f"{base}/git/config"
         yield os.path.expanduser("~/.gitconfig")
+
+
+def _repositorys_files(repository: Repository | None) -> Iterator[str]:
     if repository is not None:
         own = f"{repository.common_dir}/config"
         yield own
@@ -222,8 +228,11 @@ def _lower(name: str) -> str:
     return f"{section.lower()}.{middle}{dot}{last.lower()}"
 
 
-def _file_settings(file: str, repository: Repository | None, depth: int) -> Iterator[tuple[str, str | None]]:
-    return _with_includes(parse_config(_text(file) or ""), os.path.dirname(file), repository, depth)
+def _file_settings(
+    file: str, repository: Repository | None, depth: int, *, closed_ok: bool = False
+) -> Iterator[tuple[str, str | None]]:
+    settings = parse_config(_text(file, closed_ok=closed_ok) or "")
+    return _with_includes(settings, os.path.dirname(file), repository, depth)
 
 
 def _with_includes(
@@ -268,12 +277,17 @@ def _is_true(value: str | None) -> bool:
     return value is None or value.lower() in _TRUE or (value.lstrip("+-").isdecimal() and int(value) != 0)
 
 
-def _text(file: str) -> str | None:
-    """A file's content; None when there is no such file. Raises StagingError when it cannot be read."""
+def _text(file: str, *, closed_ok: bool = False) -> str | None:
+    """A file's content; None when there is no such file. Raises StagingError when it cannot be read.
+
+    closed_ok: nor is there one that permissions keep from us, as git has it for the user's own (sudo with $HOME kept).
+    """
     try:
         with open(file, encoding="utf-8", errors="surrogateescape", newline="") as opened:
             return opened.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except (OSError, ValueError) as exc:
+        if closed_ok and isinstance(exc, PermissionError):
+            return None
         raise StagingError(f"cannot read {file}: {exc}", path=file) from exc

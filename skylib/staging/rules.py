@@ -160,7 +160,7 @@ def _rules_of(
     fold = settings.ignore_case
     rules = Rules(fold=fold)
     if settings.excludes_file:
-        rules = rules.and_then(_read(settings.excludes_file, base=base, prefix=prefix, fold=fold))
+        rules = rules.and_then(_read(settings.excludes_file, base=base, prefix=prefix, fold=fold, closed_ok=True))
     if repository is not None:
         exclude = os.path.normpath(f"{repository.common_dir}/info/exclude")
         rules = rules.and_then(_read(exclude, base=base, prefix=prefix, fold=fold))
@@ -175,13 +175,20 @@ def _with_own(rules: Rules, folder: str, *, base: bytes = b"", prefix: bytes = b
     return rules.and_then(_read(file, base=base, prefix=prefix, fold=rules.fold))
 
 
-def _read(path: str, *, base: bytes = b"", prefix: bytes = b"", fold: bool = False) -> PatternList:
-    """The rules of one file; none when there is no such file. Raises StagingError when it cannot be read."""
+def _read(
+    path: str, *, base: bytes = b"", prefix: bytes = b"", fold: bool = False, closed_ok: bool = False
+) -> PatternList:
+    """The rules of one file; none when there is no such file. Raises StagingError when it cannot be read.
+
+    closed_ok: none as well when permissions keep it from us, as git has it for the user's own.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         content = b""
     except OSError as exc:
-        raise StagingError(f"cannot read {path}: {exc.strerror}", path=path) from exc
+        if not (closed_ok and isinstance(exc, PermissionError)):
+            raise StagingError(f"cannot read {path}: {exc.strerror}", path=path) from exc
+        content = b""
     return PatternList(parse_patterns(content, fold=fold), base=base, prefix=prefix, origin=path, fold=fold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from skylib.errors import StagingError
 from skylib.staging.manifest import Kind, scan
 from skylib.staging.select import select
+from tests.processes import Child
 
 
 def git(root: Path, *words: str) -> None:
@@ -128,6 +130,27 @@ def test_another_repository_in_the_environment_does_not_count(tmp_path: Path, mo
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / "index"))
     assert paths(tree) == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up being root")
+@pytest.mark.parametrize("program", ["git", None])
+def test_a_users_configuration_that_is_closed_does_not_count(isolated_home: Path, program: str | None) -> None:
+    """Who may not look into $HOME (sudo -u keeps it) has no patterns of a user's own, as with git."""
+    write(isolated_home, ".config/git/config", content="[core]\n\texcludesFile = ~/mine\n")
+    write(isolated_home, "mine", content="*\n")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        root = Path(folder)
+        root.chmod(0o777)
+
+        def work(_child: Child) -> None:
+            os.setuid(65534)
+            if program:
+                git(root, "init", "-q")
+            write(root, "a.o", "a.c")
+            write(root, ".gitignore", content="*.o\n")
+            assert paths(root, git=program) == [".gitignore", "a.c"]
+
+        assert Child(work).ended() == 0
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
