@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from skylib import errors, events
+    from skylib import errors, events, progress
     from skylib.client import Client
     from skylib.handles import Cluster, Job
     from skylib.jobs.stream import LogStream
@@ -59,7 +59,7 @@ _HOMES = {
     "StartReceipt": "skylib.models.receipts",
     "Task": "skylib.models.task",
 }
-_MODULES = ("errors", "events")
+_MODULES = ("errors", "events", "progress")
 
 __all__ = [
     "Client",
@@ -89,6 +89,7 @@ __all__ = [
     "__version__",
     "errors",
     "events",
+    "progress",
 ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum
 from html import escape
 
-__all__ = ["one_line", "short_time", "table_html"]
+__all__ = ["one_line", "short_bytes", "short_time", "table_html"]
 
 _LONGEST_VALUE = 60
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
@@ -33,6 +33,18 @@ def short_time(seconds: float | None) -> str:
     largest = next(index for index, (_, size) in enumerate(_UNITS) if whole >= size)
     (unit, size), (below, smaller) = _UNITS[largest], _UNITS[largest + 1]
     return f"{whole // size}{unit} {whole % size // smaller:02d}{below}"
+
+
+def short_bytes(count: int) -> str:
+    """ "512 B", "1.5 KiB", "12 MiB", "1.0 GiB": by 1024, with two digits at least."""
+    if count < 1024:
+        return f"{count} B"
+    size = float(count)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if size < 1023.5 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}" if size < 9.95 else f"{size:,.0f} {unit}"
 
 
 def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

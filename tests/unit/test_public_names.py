@@ -43,6 +43,7 @@ PUBLIC = {
     "__version__",
     "errors",
     "events",
+    "progress",
 }
 # Positional parameters, "*", keyword-only ones. Names and order are what callers rely on: SkyPilot's where it has the verb.
 CLIENT = {

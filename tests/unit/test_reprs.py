@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skylib.models.cluster import ClusterStatus
-from skylib.reprs import one_line, short_time, table_html
+from skylib.reprs import one_line, short_bytes, short_time, table_html
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,24 @@ from skylib.reprs import one_line, short_time, table_html
 def test_times_are_short(seconds: float | None, text: str) -> None:
     """Two units at most, carried over correctly."""
     assert short_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (10_180, "9.9 KiB"),
+        (10_200, "10 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (3 << 29, "1.5 GiB"),
+        (1 << 50, "1,024 TiB"),
+    ],
+)
+def test_sizes_are_short(count: int, text: str) -> None:
+    """Counted by 1024, two digits at least, carried over correctly."""
+    assert short_bytes(count) == text
 
 
 def test_a_record_is_one_line() -> None:
