@@ -24,6 +24,8 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PLAIN_URL = re.compile(r"(?:https?|file)://", re.IGNORECASE)
+_AZURE_URL = re.compile(r"https?://[^/]+\.blob\.core\.windows\.net(?:[/:]|$)", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)?[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _REFERENCE = "secrets:"
 _MOUNT_CACHED_KEYS = dict.fromkeys(
@@ -92,6 +94,14 @@ SERVICE_KEYS: Mapping[str, object] = {
 def is_url(source: str) -> bool:
     """Whether a mount's source is a bucket or other URL and no local path."""
     return _URL.match(source) is not None
+
+
+def is_bucket_url(source: str) -> bool:
+    """Whether it is in some store, and neither a file here nor a plain file of the web.
+
+    Source: SkyPilot's stores: a scheme each, but for Azure's, whose URLs are those of the web.
+    """
+    return is_url(source) and (_PLAIN_URL.match(source) is None or _AZURE_URL.match(source) is not None)
 
 
 @attrs.frozen(kw_only=True, field_transformer=place_errors)

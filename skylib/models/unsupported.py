@@ -9,7 +9,7 @@ import attrs
 from skylib.models.autostop import JobRecovery
 from skylib.models.resources import Resources
 from skylib.models.task import Task
-from skylib.models.task_parts import GitWorkdir, StorageMount, is_url
+from skylib.models.task_parts import StorageMount, is_bucket_url
 
 __all__ = ["RESOURCES_ACTED_ON", "RESOURCES_NOT_YET", "TASK_ACTED_ON", "TASK_NOT_YET", "unsupported_fields"]
 
@@ -69,8 +69,6 @@ def _in_task(task: Task) -> Iterator[str]:
             yield field.name
         elif field.name == "resources":
             yield from _in_all(task.resources)
-        elif field.name == "workdir" and isinstance(value, GitWorkdir):
-            yield "workdir (git repository)"
         elif field.name == "file_mounts":
             yield from _in_mounts(task)
         elif field.name == "outputs":
@@ -81,7 +79,7 @@ def _in_mounts(task: Task) -> Iterator[str]:
     for destination, source in task.file_mounts.items():
         if isinstance(source, StorageMount):
             yield f"file_mounts[{destination}] (storage)"
-        elif is_url(source):
+        elif is_bucket_url(source):
             yield f"file_mounts[{destination}] (bucket URL)"
 
 

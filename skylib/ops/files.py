@@ -6,13 +6,15 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 from skylib.errors import InvalidSpecError
 from skylib.events import EventSink, span
 from skylib.models.cluster import ClusterRecord
 from skylib.models.node import HostAddress
 from skylib.models.task import Task
+from skylib.ops.sources import local_sources
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan, plan_sync
 from skylib.staging.snapshot import Snapshots
@@ -24,12 +26,21 @@ _STAGING_WAIT_S = 1800.0
 _GIB = 1 << 30
 
 
-def prepare_files(task: Task, events: EventSink, *, workdir_only: bool = False) -> SyncPlan:
+def prepare_files(session: Session, task: Task, events: EventSink) -> SyncPlan:
     """What goes where. Raises StagingError for a source that is missing or cannot be read, InvalidSpecError for a target."""
-    with span(events, "files.scan") as step:
-        plan = plan_sync(task.workdir, None if workdir_only else task.file_mounts)
-        step.note(files=plan.files, bytes=plan.bytes)
+    with _scanned(session, task, events, workdir_only=False) as plan:
         return plan
+
+
+@contextmanager
+def _scanned(session: Session, task: Task, events: EventSink, *, workdir_only: bool) -> Iterator[SyncPlan]:
+    """What was fetched from elsewhere stays for the length of the `with` block."""
+    folder = _folder(session).with_name("sources")
+    with local_sources(session, task, folder, events, workdir_only=workdir_only) as (workdir, mounts):
+        with span(events, "files.scan") as step:
+            plan = plan_sync(workdir, mounts)
+            step.note(files=plan.files, bytes=plan.bytes)
+        yield plan
 
 
 @contextmanager
@@ -39,23 +50,27 @@ def staged_files(session: Session, task: Task, events: EventSink, *, workdir_onl
     Raises as `prepare_files` does, and StagingError when there is no room for the snapshot in the home.
     """
     began_ns = time.time_ns()
-    plan = prepare_files(task, events, workdir_only=workdir_only)
-    if not plan:
+    with ExitStack() as used:
+        with _scanned(session, task, events, workdir_only=workdir_only) as plan:
+            if plan:
+                snapshots = _snapshots(session)
+                plan = used.enter_context(snapshots.staged(plan, scanned_ns=began_ns, events=events))
         yield plan
-        return
-    with _snapshots(session).staged(plan, scanned_ns=began_ns, events=events) as staged:
-        yield staged
 
 
 def _snapshots(session: Session) -> Snapshots:
     def hold(scope: str) -> AbstractContextManager[object]:
         return session.file_locks.hold(scope, operation="staging", timeout_s=_STAGING_WAIT_S)
 
+    max_bytes = session.config.staging.max_gib * _GIB
+    return Snapshots(_folder(session), hold=hold, max_bytes=max_bytes)
+
+
+def _folder(session: Session) -> Path:
     name = session.user_hash
     if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):  # $SKYPILOT_USER_ID can be anything
         name = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    folder = session.home.staged_mounts(name)
-    return Snapshots(folder, hold=hold, max_bytes=session.config.staging.max_gib * _GIB)
+    return session.home.staged_mounts(name)
 
 
 def check_targets(task: Task, infra: str) -> None:

@@ -21,7 +21,7 @@ def plan(session: Session, task: Task, name: str | None) -> Plan:
     session = session.tuned(task)
     cluster = check_cluster_name(name) if name is not None else name_for(session, task)
     with session.operation("plan", cluster) as events:
-        files = prepare_files(task, events)
+        files = prepare_files(session, task, events)
         record = session.store.cluster(cluster)
         if record is not None:
             refuse_misfit(task, record)

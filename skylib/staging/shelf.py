@@ -31,8 +31,10 @@ import attrs
 from skylib.forks import watch
 from skylib.paths import ensure_private_dir
 
-__all__ = ["KEPT_OF_ONE_SOURCE", "NAME_LENGTH", "Kept", "Shelf", "Use", "boot_id", "superseded"]
+__all__ = ["KEPT_OF_ONE_SOURCE", "NAME_LENGTH", "Hold", "Kept", "Shelf", "Use", "boot_id", "bytes_below", "superseded"]
 
+Hold = Callable[[str], AbstractContextManager[object]]
+"""Takes a lock by its scope."""
 KEPT_OF_ONE_SOURCE = 3
 """How many snapshots of one source stay when nobody uses them."""
 NAME_LENGTH = 32
@@ -48,6 +50,11 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def bytes_below(tree: Path) -> int:
+    """Of all files below a directory."""
+    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _dirs, names in os.walk(tree) for name in names)
 
 
 @attrs.frozen(kw_only=True)

@@ -102,7 +102,7 @@ def test_fields_acted_on(task):
 @pytest.mark.parametrize(
     ("task", "names"),
     [
-        (Task(workdir={"url": "https://example.org/x.git"}), ("workdir (git repository)",)),
+        (Task(file_mounts={"/x": "https://a.blob.core.windows.net/b"}), ("file_mounts[/x] (bucket URL)",)),
         (Task(file_mounts={"/x": "s3://b", "/y": "./y"}), ("file_mounts[/x] (bucket URL)",)),
         (Task(outputs={"s3://b": 2, "r/*": "./here"}), ("outputs[s3://b] (size)",)),
         (Task(file_mounts={"/x": {"source": "./y"}}), ("file_mounts[/x] (storage)",)),
