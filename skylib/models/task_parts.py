@@ -16,6 +16,7 @@ __all__ = [
     "GitWorkdir",
     "ManagedSecret",
     "StorageMount",
+    "is_bucket_url",
     "is_url",
     "parse_managed_secrets",
     "parse_mount",

@@ -174,8 +174,8 @@ class _Git:
 
     def _run(self, *argv: str) -> str:
         try:
-            done = subprocess.run(  # noqa: S603
-                ["git", *argv],  # noqa: S607
+            done = subprocess.run(
+                ["git", *argv],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -212,7 +212,14 @@ def _token_for(remote: GitRemote, access: GitAccess) -> str:
 
 
 def _environment(remote: GitRemote, access: GitAccess, token: str) -> dict[str, str]:
-    kept = ("GIT_SSH_COMMAND", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_EXEC_PATH", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM")
+    kept = (
+        "GIT_SSH_COMMAND",
+        "GIT_SSL_CAINFO",
+        "GIT_SSL_CAPATH",
+        "GIT_EXEC_PATH",
+        "GIT_CONFIG_GLOBAL",
+        "GIT_CONFIG_NOSYSTEM",
+    )
     found = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in kept}
     found.update(LC_ALL="C", GIT_TERMINAL_PROMPT="0", GIT_ASKPASS="true", GIT_ALLOW_PROTOCOL="http:https:ssh:file")
     found["SSH_ASKPASS"] = "true"

@@ -32,12 +32,13 @@ _REDIRECTS = 5
 
 
 def is_web_url(source: str) -> bool:
+    """Whether it is http:// or https://, in any case."""
     return source[:8].lower().startswith(("http://", "https://"))
 
 
 def local_path(source: str, *, field: str) -> str:
     """The path that a file:// URL names; what is no such URL as it is. Raises InvalidSpecError for another host's."""
-    if not source[:7].lower() == "file://":
+    if source[:7].lower() != "file://":
         return source
     parts = urlsplit(source)
     path = unquote(parts.path, errors="surrogateescape")
@@ -108,7 +109,8 @@ class _Download:
         if not self._host or not url.isascii() or any(ord(char) < 33 for char in url):
             hint = "http(s)://host/path, with everything else than plain characters as %XX"
             raise InvalidSpecError(f"{field}: {self.shown} is no URL", field=field, hint=hint)
-        self._request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl())  # noqa: S310
+        plain = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")
+        self._request = urllib.request.Request(plain.geturl())
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             self._request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login).decode())
