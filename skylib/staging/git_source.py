@@ -260,6 +260,6 @@ def _hint(said: str, remote: GitRemote) -> str:
         return "set GIT_SSH_KEY_PATH to a private key that may read the repository"
     if re.search(r"Authentication failed|could not read (?:Username|Password)|40[13]", said):
         return "set GIT_TOKEN to a token that may read the repository (it is sent over https only)"
-    if re.search(r"Could not resolve|Failed to connect|Couldn't connect|refused|timed out|No route", said):
+    if re.search(r"Could not resolve|Failed to connect|Couldn't connect|refused|reset by peer|timed out|No route", said):
         return f"{remote.host} does not answer from here"
     return "look at workdir.url; a private repository needs GIT_TOKEN or GIT_SSH_KEY_PATH"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-__all__ = ["WebServer", "web_server"]
+__all__ = ["WebServer", "nobody", "web_server"]
 
 
 class WebServer(ThreadingHTTPServer):
-    """root: what is served. login: "user:password", "" for none. cut: bytes that each body lacks. seen: status by request."""
+    """root: what is served. login: "user:password", "" for none. cut: bytes that each body lacks. seen: each status."""
 
     daemon_threads = True
 
@@ -101,3 +102,11 @@ def web_server(root: Path) -> Iterator[WebServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    """host:port that is taken, and where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"

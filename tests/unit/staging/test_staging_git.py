@@ -14,7 +14,7 @@ from skylib.models.task import Task
 from skylib.ops.files import staged_files
 from skylib.session import Session
 from skylib.staging.git_source import parse_remote
-from tests.unit.staging.git_server import WebServer, web_server
+from tests.unit.staging.git_server import WebServer, nobody, web_server
 
 TOKEN = "tok3n-that-nobody-may-see"
 ME = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init.defaultBranch=main")
@@ -131,11 +131,9 @@ def test_a_refused_login_says_what_to_set(session: Session, server: WebServer) -
     assert caught.value.host == "127.0.0.1"
 
 
-def test_a_host_that_is_away_is_named(session: Session, server: WebServer) -> None:
+def test_a_host_that_is_away_is_named(session: Session) -> None:
     """A port where nobody listens gives an error with the host."""
-    at = server.at
-    server.server_close()
-    with pytest.raises(StagingError, match="workdir") as caught:
+    with nobody() as at, pytest.raises(StagingError, match="workdir") as caught:
         content(session, f"http://{at}/code.git")
     assert "does not answer" in str(caught.value.hint)
 

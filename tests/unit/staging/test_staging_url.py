@@ -13,7 +13,7 @@ from skylib.models.task import Task
 from skylib.ops.files import staged_files
 from skylib.session import Session
 from skylib.staging.url_source import local_path, shown_url
-from tests.unit.staging.git_server import WebServer, web_server
+from tests.unit.staging.git_server import WebServer, nobody, web_server
 
 
 @pytest.fixture
@@ -70,11 +70,9 @@ def test_a_download_that_is_cut_short_is_an_error_and_nothing_is_kept(
     assert not [*tmp_path.glob("sky/api_server/clients/*/sources/*")]
 
 
-def test_a_host_that_is_away_is_named(session: Session, server: WebServer) -> None:
+def test_a_host_that_is_away_is_named(session: Session) -> None:
     """A port where nobody listens gives an error with the host."""
-    at = server.at
-    server.server_close()
-    with pytest.raises(StagingError, match="refused") as caught:
+    with nobody() as at, pytest.raises(StagingError, match="refused") as caught:
         content(session, f"http://{at}/data")
     assert caught.value.host == "127.0.0.1"
 
