@@ -258,7 +258,7 @@ def _hint(said: str, remote: GitRemote) -> str:
         return f"put the host key of {remote.host} into ~/.ssh/known_hosts, from a source that you trust"
     if re.search(r"Permission denied|publickey", said):
         return "set GIT_SSH_KEY_PATH to a private key that may read the repository"
-    if re.search(r"Authentication failed|could not read (?:Username|Password)|40[13]", said):
+    if re.search(r"Authentication failed|could not read (?:Username|Password)|error: 40[13]", said):
         return "set GIT_TOKEN to a token that may read the repository (it is sent over https only)"
     if re.search(r"Could not resolve|Failed to connect|Couldn't connect|refused|reset by peer|timed out|No route", said):
         return f"{remote.host} does not answer from here"
