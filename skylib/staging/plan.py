@@ -17,11 +17,20 @@ __all__ = ["SyncPlan", "SyncTree", "plan_sync"]
 
 @attrs.frozen(kw_only=True)
 class SyncTree:
-    """One tree and its place. snapshot: the folder of the snapshot that it is (snapshot.py), "" when it is the original."""
+    """One tree and its place.
+
+    snapshot: the folder of the snapshot that it is (snapshot.py), "" when it is the original. mirror: what was put there
+    once and is no longer in the tree goes from the node, unless it was changed there (removal.py).
+    """
 
     mount: Mount
     manifest: Manifest
     snapshot: str = ""
+    mirror: bool = False
+
+    @property
+    def has_record(self) -> bool:
+        return self.mirror and not self.manifest.is_file
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +66,7 @@ def plan_sync(
     """
     trees = []
     for mount in map_mounts(workdir, file_mounts):
-        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git)))
+        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git), mirror=True))
     return SyncPlan(trees=_without_overlaid(trees))
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
 from skylib.errors import StagingError
 from skylib.staging.diff import Seen
+from skylib.staging.removal import Put, parse_record
 from skylib.transport.base import Completed
 from skylib.transport.command import Command
 
-__all__ = ["LinkState", "Step", "failure", "install", "parse_probe", "probe"]
+__all__ = ["Answer", "LinkState", "RecordState", "Step", "failure", "install", "parse_probe", "probe"]
 
-# Arguments: pairs of link and what it is to point to. Standard input: absolute paths, each ended by NUL.
-# Answer, each part ended by NUL: one word per pair, an empty one, then two per path that exists.
+# Arguments: how many links; pairs of link and what it is to point to; pairs of record and the first line of the plan's
+# own (removal.py). Standard input: absolute paths, each ended by NUL. Answer, each part ended by NUL: one word per link,
+# an empty one, for each record a word, what it has when it is another, and ".", then two per path that exists.
 # A directory's size and time are not told, so that nodes with the same files give the same answer.
 # A `find` without -printf (busybox) says nothing, and everything is sent.
 _PROBE = r"""
 LC_ALL=C; export LC_ALL
-while [ $# -gt 0 ]; do
+links=$1; shift
+while [ "$links" -gt 0 ]; do
   if [ -L "$1" ]; then
     to=$(readlink "$1")
     ours=no; case $to in */.sky/file_mounts"$1") ours=yes;; esac
@@ -36,20 +39,31 @@ while [ $# -gt 0 ]; do
     up=${up:-/}
     if [ -d "$up" ] && [ -w "$up" ]; then printf 'free\0'; else printf 'forbidden %s\0' "$up"; fi
   fi
-  shift 2
+  shift 2; links=$((links - 1))
 done
 printf '\0'
+while [ $# -gt 0 ]; do
+  first=
+  [ ! -f "$1" ] || read -r first < "$1"
+  if [ -z "$first" ]; then printf 'none\0'
+  elif [ "$first" = "$2" ]; then printf 'same\0'
+  else printf 'other\0'; tail -n +2 "$1"
+  fi
+  printf '\0.\0'
+  shift 2
+done
 xargs -0 sh -c '
   exec find "$@" -maxdepth 0 \( -type d -printf "d %m 0 0 %p\0\0" -o -printf "%y %m %s %T@ %p\0%l\0" \)
 ' sh 2>/dev/null
 exit 0
 """
 
-# $1: directory to unpack in, on the file system of the targets. Then four words per target: its number (its tree is in
-# the archive as <number>/<name>), its absolute path, "dir" or "file", and the link to make ("" for none).
+# $1: directory to unpack in, on the file system of the targets. Then five words per target: its number (its tree is in
+# the archive as <number>/<name>), its absolute path, "dir" or "file", the link to make and the record ("" for none).
 # Nothing is touched before the whole archive has come: its last member is `complete`. Then a tree whose target does not
 # exist is moved there by one rename; else each file is renamed over what is there. So no file is ever half new, and
-# what else is in the target stays. A directory takes the place of a file or link; a file never that of a directory.
+# what else is in the target stays. First goes what is listed as gone, unless it was changed since this began; then comes
+# the record, so that all that is put is in it, however this ends. A directory takes the place of a file or link; a file never that of a directory.
 _INSTALL = r"""
 LC_ALL=C; export LC_ALL
 login_umask=$(umask); umask 077
@@ -77,7 +91,7 @@ case $in in */.sky/incoming/*)
   mkdir -p "${in%/*}" || exit 73
   find "${in%/*}/." ! -name . -prune -mtime +1 -exec rm -rf {} +
 esac
-mkdir "$in" || exit 73
+mkdir "$in" && : > "$in/began" || exit 73
 trap 'rm -rf "$in"' EXIT
 trap 'exit 71' HUP INT TERM PIPE
 tar -xpof - -C "$in" || exit 74
@@ -85,8 +99,20 @@ cat > /dev/null
 [ -f "$in/complete" ] || die 75 'the archive did not come to its end'
 umask "$login_umask"
 while [ $# -gt 0 ]; do
-  n=$1 target=$2 kind=$3 link=$4; shift 4
+  n=$1 target=$2 kind=$3 link=$4 record=$5; shift 5
   parent=${target%/*}
+  if [ -f "$in/gone/$n.files" ]; then
+    (cd "$target" && xargs -0 sh -c '
+      find "$@" -maxdepth 0 ! -type d ! -cnewer "$0" -print0 2>/dev/null | xargs -0 rm -f --
+    ' "$in/began" < "$in/gone/$n.files") || exit 78
+  fi
+  [ ! -f "$in/gone/$n.dirs" ] || (cd "$target" && xargs -0 rmdir -- < "$in/gone/$n.dirs" 2>/dev/null)
+  if [ -n "$record" ]; then
+    part=$record.${in##*[-/]}
+    mkdir -p "${record%/*}" || exit 76
+    if [ -f "$in/record/$n" ]; then cat "$in/record/$n"; else cat "$record" "$in/more/$n"; fi > "$part" || exit 76
+    mv -f "$part" "$record" || exit 76
+  fi
   if [ -d "$in/$n" ]; then
     mkdir -p "$parent" || exit 76
     if [ -L "$target" ] && [ ! -e "$target" ] && [ "$kind" = dir ]; then die 76 "$target: is a link to nowhere"; fi
@@ -112,6 +138,7 @@ _STEPS = {
     75: "the files did not all arrive",
     76: "could not put the files in place",
     77: "could not make the link to the files",
+    78: "could not remove what is no longer in the tree",
 }
 _CAUSES = (
     ("No space left on device", "no space left on the node"),
@@ -137,40 +164,68 @@ class LinkState:
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """One target of an installation. number: of its tree in the archive. link: to be made, "" for none."""
+    """One target of an installation. number: of its tree in the archive. link, record: to be made, "" for none."""
 
     number: int
     target: str
     is_file: bool
     link: str = ""
+    record: str = ""
 
-    def words(self) -> tuple[str, str, str, str]:
-        return str(self.number), self.target, "file" if self.is_file else "dir", self.link
-
-
-def probe(links: Iterable[tuple[str, str]]) -> Command:
-    """Ask a node about links (link, what it is to point to) and about the paths on standard input."""
-    return Command.sh(_PROBE, *(word for pair in links for word in pair))
+    def words(self) -> tuple[str, str, str, str, str]:
+        return str(self.number), self.target, "file" if self.is_file else "dir", self.link, self.record
 
 
-def parse_probe(stdout: bytes, links: int) -> tuple[tuple[LinkState, ...], dict[str, Seen]]:
-    """The states of `links` links, and what exists of the paths. Raises StagingError on another answer."""
+@attrs.frozen(kw_only=True)
+class RecordState:
+    """What a node says of one record. word: none, same, other. put: what it has, when it is another."""
+
+    word: str
+    put: tuple[Put, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a node said: of links, of records, and what exists of the paths, by path."""
+
+    links: tuple[LinkState, ...]
+    records: tuple[RecordState, ...]
+    seen: Mapping[str, Seen]
+
+
+def probe(links: Sequence[tuple[str, str]] = (), records: Sequence[tuple[str, str]] = ()) -> Command:
+    """Ask a node about links (link, what it is to point to), records (path, identity) and the paths on standard input."""
+    return Command.sh(_PROBE, str(len(links)), *(word for pair in (*links, *records) for word in pair))
+
+
+def parse_probe(stdout: bytes, links: int = 0, records: int = 0) -> Answer:
+    """What a node says of so many links and records, and of the paths. Raises StagingError on another answer."""
     parts = stdout.split(b"\0")
     if len(parts) <= links or parts[links]:
         raise StagingError("the node's answer about its files cannot be read", evidence=stdout[:500])
+    at = links + 1
+    known = []
+    for _record in range(records):
+        try:
+            end = parts.index(b".", at)
+        except ValueError:
+            raise StagingError("the node's answer about its files cannot be read", evidence=stdout[-500:]) from None
+        put = parse_record(filter(None, parts[at + 1 : end]))
+        known.append(RecordState(word=parts[at].decode(errors="replace"), put=put))
+        at = end + 1
     states = []
     for part in parts[:links]:
         word, _, about = os.fsdecode(part).partition(" ")
         states.append(LinkState(word=word, about=about))
     seen: dict[str, Seen] = {}
-    found = parts[links + 1 :]
+    found = parts[at:]
     for head, target in zip(found[0::2], found[1::2], strict=False):
         kind, mode, size, when, path = head.split(b" ", 4)
         seconds, _, fraction = when.partition(b".")
         mtime_ns = int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
         permissions = int(mode, 8) & 0o777
         seen[os.fsdecode(path)] = Seen(kind.decode(), permissions, int(size), mtime_ns, os.fsdecode(target))
-    return tuple(states), seen
+    return Answer(links=tuple(states), records=tuple(known), seen=seen)
 
 
 def install(incoming: str, steps: Sequence[Step]) -> Command:

@@ -2,9 +2,9 @@
 
 Each node is asked once what it has (one round trip); what it lacks goes as one archive through one channel, and is
 unpacked beside the targets and renamed into place (see remote.py). Nodes that lack the same share one archive, which is
-built once while it is sent. Files that were removed here stay on the nodes, as with SkyPilot: a job's output in the
-workdir is never deleted. There is no marker of what was sent: the files themselves are compared, so that what a job
-changed is restored, at the price of one `find` over our own paths (0.1 s for 20,000).
+built once while it is sent. The files themselves are compared, so that what a job changed is restored, at the price of
+one `find` over our own paths (0.1 s for 20,000). What was removed here goes there, too, when it was put there by a sync
+and nobody changed it since (removal.py; asked in a second round trip); a job's output is never deleted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import attrs
 from skylib.errors import SkyError
 from skylib.events import EventSink, discard, span
 from skylib.staging.feed import Feed
-from skylib.staging.manifest import Kind
+from skylib.staging.manifest import Kind, Manifest
 from skylib.staging.meter import Amount, Meter
 from skylib.staging.needs import Need, NeedReader
 from skylib.staging.pack import Member, pack
 from skylib.staging.plan import SyncPlan
-from skylib.staging.remote import Step, failure, install
+from skylib.staging.remote import Step, failure, install, probe
+from skylib.staging.removal import identity, record_of
 from skylib.transport.base import Completed, Transport
 
 __all__ = ["SyncNode", "SyncOutcome", "sync"]
@@ -47,13 +48,14 @@ class SyncNode:
 
 @attrs.frozen(kw_only=True)
 class SyncOutcome:
-    """What one node was given. bytes: sent, archive headers included. skipped: it had everything."""
+    """What one node was given. bytes: sent, archive headers included. removed: files. skipped: it had everything."""
 
     host: str
     files: int
     bytes: int
     seconds: float
     skipped: bool
+    removed: int = 0
 
 
 def sync(
@@ -89,7 +91,8 @@ def sync(
                 for node, result in zip(groups[key], shared, strict=True):
                     done[id(node.transport), node.root] = result
             _raise_first(places, [done[id(node.transport), node.root] for node in places])
-            running.note(bytes=sum(outcome.bytes for outcome in done.values() if isinstance(outcome, SyncOutcome)))
+            outcomes = [outcome for outcome in done.values() if isinstance(outcome, SyncOutcome)]
+            running.note(bytes=sum(each.bytes for each in outcomes), removed=sum(each.removed for each in outcomes))
     found = [done[id(node.transport), node.root] for node in nodes]
     return tuple(outcome for outcome in found if isinstance(outcome, SyncOutcome))
 
@@ -139,23 +142,39 @@ def _ask(nodes: Sequence[SyncNode], plan: SyncPlan, timeout_s: float | None) -> 
         command, question = questions[node.root]
         return node.transport.run(command, stdin=question, timeout_s=timeout_s)
 
-    results: list[tuple[Need, float] | SkyError] = []
-    for node, done in zip(nodes, _each(nodes, answer), strict=True):
+    def need(node: SyncNode, done: Completed) -> tuple[Need, float]:
+        return reader.need(node.root, done.stdout, node.transport.host), done.seconds
+
+    found = _read(nodes, _each(nodes, answer), need)
+    needs = dict(zip(nodes, found, strict=True))
+    doubtful = [node for node in nodes if any(needs[node][0].left)]
+    if doubtful:
+        doubts = {node: reader.doubt(node.root, needs[node][0]) for node in doubtful}
+
+        def settled(node: SyncNode, done: Completed) -> tuple[Need, float]:
+            return reader.settled(node.root, needs[node][0], done.stdout), needs[node][1] + done.seconds
+
+        answers = _each(doubtful, lambda node: node.transport.run(probe(), stdin=doubts[node], timeout_s=timeout_s))
+        needs.update(zip(doubtful, _read(doubtful, answers, settled), strict=True))
+    return [needs[node] for node in nodes]
+
+
+def _read(
+    nodes: Sequence[SyncNode], answers: Sequence[Completed | SkyError], meaning: Callable[[SyncNode, Completed], _Out]
+) -> list[_Out]:
+    """What all answers mean. Raises what is wrong with the first that has none, after all were looked at."""
+    results: list[_Out | SkyError] = []
+    for node, done in zip(nodes, answers, strict=True):
         try:
-            results.append(_read(reader, node, done))
+            if isinstance(done, SkyError):
+                raise done
+            if done.returncode != 0:
+                raise failure(done, node.transport.host, node.root, ())
+            results.append(meaning(node, done))
         except SkyError as error:
             results.append(error)
     _raise_first(nodes, results)
     return [result for result in results if not isinstance(result, SkyError)]
-
-
-def _read(reader: NeedReader, node: SyncNode, done: Completed | SkyError) -> tuple[Need, float]:
-    host = node.transport.host
-    if isinstance(done, SkyError):
-        raise done
-    if done.returncode != 0:
-        raise failure(done, host, node.root, ())
-    return reader.need(node.root, done.stdout, host), done.seconds
 
 
 def _deliver(
@@ -174,7 +193,7 @@ def _deliver(
         numbers = [
             number
             for number, tree in enumerate(plan.trees)
-            if tree.mount.below_root is below_root and (need.deltas[number] or need.links[number])
+            if tree.mount.below_root is below_root and need.lacks(number)
         ]
         left = [place for place in range(len(nodes)) if place not in failed]
         if not numbers or not left:
@@ -187,9 +206,10 @@ def _deliver(
                 sizes[place] += result
     seconds = time.perf_counter() - started
     files = sum(entry.kind is not Kind.DIR for change in need.deltas for entry in change.send)
+    removed = sum(len(gone.files) for gone in need.removals)
+    given = SyncOutcome(host="", files=files, bytes=0, seconds=seconds, skipped=False, removed=removed)
     return [
-        failed.get(place)
-        or SyncOutcome(host=node.transport.host, files=files, bytes=sizes[place], seconds=seconds, skipped=False)
+        failed.get(place) or attrs.evolve(given, host=node.transport.host, bytes=sizes[place])
         for place, node in enumerate(nodes)
     ]
 
@@ -249,6 +269,7 @@ def _install(
             target=plan.trees[number].mount.on(node.root),
             is_file=plan.trees[number].manifest.is_file,
             link=need.links[number],
+            record=need.records[number],
         )
         for number in numbers
     ]
@@ -263,6 +284,19 @@ def _counted(members: Iterable[Member], packed: Amount) -> Iterator[Member]:
         packed.files += member.content is None and member.entry.kind is not Kind.DIR
 
 
+def _kept_account(number: int, need: Need, manifest: Manifest) -> Iterator[Member]:
+    """What goes from a node, and its new record or what is added to that."""
+    gone = need.removals[number]
+    for name, paths in (("files", gone.files), ("dirs", gone.dirs)):
+        if paths:
+            yield Member.literal(f"gone/{number}.{name}", os.fsencode("".join(f"./{path}\0" for path in paths)))
+    if need.records[number] and need.whole[number]:
+        told = f"{identity(manifest)}\n".encode() + record_of(manifest.entries)
+        yield Member.literal(f"record/{number}", told)
+    elif need.records[number]:
+        yield Member.literal(f"more/{number}", record_of(need.deltas[number].send))
+
+
 def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Member]:
     for number in numbers:
         tree, change = plan.trees[number], need.deltas[number]
@@ -275,4 +309,5 @@ def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Mem
             modes.setdefault(entry.mode, []).append(f"./{entry.path}\0")
         for mode, paths in modes.items():
             yield Member.literal(f"modes/{number}.{mode:o}", os.fsencode("".join(paths)))
+        yield from _kept_account(number, need, tree.manifest)
     yield Member.literal("complete", b"")
