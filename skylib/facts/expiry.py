@@ -36,6 +36,7 @@ LEFT_IN_SKY = (
     "agent",
     "agent.json",
     "cluster.json",
+    "synced",
 )
 
 # expire ROOT TEMP: ROOT holds our files, TEMP is Ray's usual temp dir, which may be of another account.

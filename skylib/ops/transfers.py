@@ -53,7 +53,7 @@ def put(
     if not isinstance(remote, str):
         raise InvalidSpecError(f"remote is a path on a node, not {type(remote).__name__}", field="remote")
     try:
-        plan = plan_sync(None, {remote: source})
+        plan = plan_sync(None, {remote: source}, mirror=False)
         record = require_up(session, name)
         check_targets(Task(file_mounts={remote: source}), record.infra)
     except InvalidSpecError as error:

@@ -45,6 +45,11 @@ class Mount:
     def is_workdir(self) -> bool:
         return self.below_root and self.place == WORKDIR
 
+    @property
+    def goes_with_cluster(self) -> bool:
+        """Its place is removed when the cluster is taken down; what lies in the home or in /tmp is the user's."""
+        return self.below_root and self.place.split("/")[0] in (WORKDIR, ".sky")
+
 
 def map_mounts(workdir: object, file_mounts: Mapping[str, object] | None) -> tuple[Mount, ...]:
     """The places of a task's files, the workdir first.

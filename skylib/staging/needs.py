@@ -62,7 +62,7 @@ class NeedReader:
         trees = self._plan.trees
         links = [(tree.mount.link, tree.mount.on(root)) for tree in trees if tree.mount.link]
         named = zip(trees, self._identities, strict=True)
-        return probe(links, [(record_path(root, tree.mount.on(root)), name) for tree, name in named if name])
+        return probe(links, [(record_path(root, tree.mount), name) for tree, name in named if name])
 
     def question(self, root: str) -> bytes:
         """What the command reads: every path of the plan, ended by NUL."""
@@ -83,8 +83,7 @@ class NeedReader:
         records, whole, left = [], [], []
         for tree, change, state in zip(trees, deltas, told, strict=True):
             anew = state is not None and state.word != "same"
-            target = tree.mount.on(root)
-            records.append(record_path(root, target) if state is not None and (anew or change) else "")
+            records.append(record_path(root, tree.mount) if state is not None and (anew or change) else "")
             whole.append(anew)
             put = state.put if state is not None else ()
             left.append(left_over(put, tree.manifest, self._taken(tree, root)) if put else ())

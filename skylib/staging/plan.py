@@ -57,16 +57,18 @@ def plan_sync(
     *,
     base: Path | None = None,
     git: str | None = "git",
+    mirror: bool = True,
 ) -> SyncPlan:
     """Scan a task's files.
 
-    base: directory that relative sources start from, the current one when None. git: see select().
+    base: directory that relative sources start from, the current one when None. git: see select(). mirror: of every
+    tree (SyncTree).
     Raises InvalidSpecError for targets that cannot be, StagingError (fact: path) for sources that are missing or cannot
     be read.
     """
     trees = []
     for mount in map_mounts(workdir, file_mounts):
-        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git), mirror=True))
+        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git), mirror=mirror))
     return SyncPlan(trees=_without_overlaid(trees))
 
 

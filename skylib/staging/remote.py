@@ -62,8 +62,9 @@ exit 0
 # the archive as <number>/<name>), its absolute path, "dir" or "file", the link to make and the record ("" for none).
 # Nothing is touched before the whole archive has come: its last member is `complete`. Then a tree whose target does not
 # exist is moved there by one rename; else each file is renamed over what is there. So no file is ever half new, and
-# what else is in the target stays. First goes what is listed as gone, unless it was changed since this began; then comes
-# the record, so that all that is put is in it, however this ends. A directory takes the place of a file or link; a file never that of a directory.
+# what else is in the target stays.
+# First goes what is listed as gone, unless it was changed since this began; then comes the record, so that all that is
+# put is in it, however this ends. A directory takes the place of a file or link; a file never that of a directory.
 _INSTALL = r"""
 LC_ALL=C; export LC_ALL
 login_umask=$(umask); umask 077

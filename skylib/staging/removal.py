@@ -16,6 +16,7 @@ import attrs
 
 from skylib.staging.diff import Seen
 from skylib.staging.manifest import Entry, Kind, Manifest
+from skylib.staging.mounts import Mount
 from skylib.staging.pack import wire_mtime_ns
 
 __all__ = ["Put", "Removal", "identity", "left_over", "parents", "parse_record", "record_of", "record_path", "removal"]
@@ -42,9 +43,10 @@ class Removal:
         return bool(self.files or self.dirs)
 
 
-def record_path(root: str, target: str) -> str:
-    """Where the record of a target is. root, target: absolute paths on the node."""
-    return f"{root.rstrip('/')}/.sky/synced/{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}"
+def record_path(root: str, mount: Mount) -> str:
+    """Where the record of a target is on a node; that of one that outlives the cluster does so, too."""
+    folder = "synced" if mount.goes_with_cluster else "placed"
+    return f"{root.rstrip('/')}/.sky/{folder}/{hashlib.sha256(os.fsencode(mount.on(root))).hexdigest()[:32]}"
 
 
 def identity(manifest: Manifest) -> str:
