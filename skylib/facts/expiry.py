@@ -18,6 +18,7 @@ LEFT_IN_SKY = (
     "agent.sock",
     "file_mounts",
     "incoming",
+    "synced",
     "hooks",
     "jobs",
     "jobs.db",
@@ -36,7 +37,6 @@ LEFT_IN_SKY = (
     "agent",
     "agent.json",
     "cluster.json",
-    "synced",
 )
 
 # expire ROOT TEMP: ROOT holds our files, TEMP is Ray's usual temp dir, which may be of another account.
