@@ -275,6 +275,19 @@ def test_lines_reach_a_follower_as_they_are_printed(client: Client, agent: InPro
     assert seen == ["1", "2", "3", "4", "5"]
 
 
+def test_a_job_that_truncates_its_output_loses_no_line_that_was_read(client: Client, agent: InProcessAgent) -> None:
+    """A script's `> /dev/stderr` does that to a file: each line is told once, to a follower and to who comes later."""
+    one = "echo one; echo two; until [ -e seen-two ]; do sleep 0.01; done; echo three > /dev/stderr"
+    two = "until [ -e seen-three ]; do sleep 0.01; done; echo four; : > /proc/self/fd/1; seq 100"
+    job_id = client.submit(f"{one}; {two}")
+    seen = []
+    for item in client.stream("logs", job_id=job_id):
+        seen.append(item["text"])
+        Path(agent.head.root, "sky_workdir", f"seen-{item['text']}").touch()
+    assert [line for line in seen if line != "four"] == ["one", "two", "three", *map(str, range(1, 101))]
+    assert [item["text"] for item in client.log(job_id)] == seen
+
+
 def test_a_log_goes_on_from_any_offset(client: Client) -> None:
     """Each line has the offset that the next one starts from; reading from there gives the rest, each byte once."""
     job_id = client.submit("for i in $(seq 200); do echo line $i of $SKYPILOT_NODE_RANK; done", num_nodes=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,131 @@ def test_a_full_disk_passes(tmp_path: Path, pieces: int, room: int) -> None:
     lines += ["last", "more"]
     assert [item["text"] for item in MergedReader(str(tmp_path), 0).read()] == lines
     assert (tmp_path / "run.log").read_text() == "".join(f"(head, rank=0) {line}\n" for line in lines)
+
+
+# --- a job that truncates its log
+
+
+def _texts(base: Path) -> list[object]:
+    return [item["text"] for item in MergedReader(str(base), 0).read(1 << 30)]
+
+
+@pytest.mark.parametrize("then", [b"ten\n", b"four\nfive\n", b"other\nand\nmuch\nlonger\n", b"next\ntwos\n"])
+def test_a_log_that_its_job_truncates_begins_anew(tmp_path: Path, then: bytes) -> None:
+    """Shorter, as long or longer: what was read stays, what is there then is read from its beginning, once."""
+    path = tmp_path / "0.log"
+    log, tails = MergedLog(str(tmp_path)), {0: Tail(str(path))}
+    path.write_bytes(b"one\ntwo\n3\n")
+    collect(log, tails, now=1.0, last=False)
+    path.write_bytes(then)
+    os.utime(path, ns=(0, time.time_ns() + 1_000_000_000))  # the clock of files may stand still meanwhile
+    collect(log, tails, now=2.0, last=False)
+    with path.open("ab") as file:
+        file.write(b"last\n")
+    while collect(log, tails, now=3.0, last=True):
+        pass
+    assert _texts(tmp_path) == ["one", "two", "3", *then.decode().split(), "last"]
+
+
+def test_a_log_that_was_emptied_has_nothing_to_tell(tmp_path: Path) -> None:
+    """Nobody waits for it, and it begins anew with the same bytes all the same."""
+    path = tmp_path / "0.log"
+    log, tails = MergedLog(str(tmp_path)), {0: Tail(str(path))}
+    for _ in range(3):
+        path.write_bytes(b"again\n")
+        assert collect(log, tails, now=1.0, last=False)
+        os.truncate(path, 0)
+        assert not collect(log, tails, now=1.0, last=True)
+    assert _texts(tmp_path) == ["again"] * 3
+
+
+def test_another_reader_goes_on_in_a_log_that_was_truncated(tmp_path: Path) -> None:
+    """Where the head has got to says it, with what was written down of the file."""
+    path = tmp_path / "0.log"
+    log, tails = MergedLog(str(tmp_path)), {0: Tail(str(path))}
+    path.write_bytes(b"one\ntwo\n")
+    collect(log, tails, now=1.0, last=False)
+    path.write_bytes(b"ten\n")
+    collect(log, tails, now=1.0, last=False)
+    with path.open("ab") as file:
+        file.write(b"eleven\n")
+    tails = {0: Tail(str(path), log.source["run", 0])}
+    while collect(log, tails, now=1.0, last=True):
+        pass
+    assert _texts(tmp_path) == ["one", "two", "ten", "eleven"]
+
+
+def test_what_was_read_of_a_truncated_log_and_not_taken_comes_again(tmp_path: Path) -> None:
+    """From where the head has got to, if the file still holds it; a piece that did not arrive leaves no gap."""
+    path = tmp_path / "0.log"
+    log, tail = MergedLog(str(tmp_path)), Tail(str(path))
+    path.write_bytes(b"one\n")
+    collect(log, {0: tail}, now=1.0, last=False)
+    for text in (b"two\nthree\n", b"ten\n"):
+        path.write_bytes(text)
+        piece = tail.read(1.0, last=False)
+        assert piece is not None
+        tail.taken(piece)
+    tail.offset = log.source["run", 0]
+    while collect(log, {0: tail}, now=1.0, last=True):
+        pass
+    assert _texts(tmp_path) == ["one", "ten"]
+
+
+def test_a_log_that_a_crash_of_the_machine_cut_off_is_not_told_twice(tmp_path: Path) -> None:
+    """It is shorter than what was read, but nobody wrote to it since: what comes then is told."""
+    path = tmp_path / "0.log"
+    log = MergedLog(str(tmp_path))
+    log.append("run", "head", 0, 0, b"one\ntwo\n", goes_on=False)
+    path.write_bytes(b"one\n")
+    os.utime(path, (1, 1))
+    tails = {0: Tail(str(path), 8)}
+    assert not collect(log, tails, now=1.0, last=True)
+    with path.open("ab") as file:
+        file.write(b"another attempt\n")
+    collect(log, tails, now=1.0, last=True)
+    assert _texts(tmp_path) == ["one", "two", "another attempt"]
+
+
+def test_that_a_log_was_truncated_need_not_be_written_down(tmp_path: Path) -> None:
+    """As on a full disk: here a directory stands in the way."""
+    path = tmp_path / "0.log"
+    (tmp_path / "0.log.begins").mkdir()
+    log, tails = MergedLog(str(tmp_path)), {0: Tail(str(path))}
+    for text in (b"one\ntwo\n", b"ten\n"):
+        path.write_bytes(text)
+        while collect(log, tails, now=1.0, last=True):
+            pass
+    assert _texts(tmp_path) == ["one", "two", "ten"]
+
+
+@given(st.lists(st.sampled_from(["write", "look", "truncate", "restart"]), max_size=40))
+def test_no_line_is_lost_or_told_twice_however_a_log_is_truncated(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
+) -> None:
+    """What was looked at stays, what was truncated unseen is lost with the file, and all comes in order."""
+    base = tmp_path_factory.mktemp("log")
+    path = base / "0.log"
+    log, tail = MergedLog(str(base)), Tail(str(path))
+    told: list[str] = []
+    unseen: list[str] = []
+    for number, step in enumerate([*steps, "look"]):
+        if step == "write":
+            unseen.append(f"line {number}")
+            with path.open("ab") as file:
+                file.write(f"line {number}\n".encode())
+            os.utime(path, ns=(0, time.time_ns() + number * 1_000_000_000))
+        elif step == "truncate" and path.exists():
+            os.truncate(path, 0)
+            unseen.clear()
+        elif step in ("look", "restart"):
+            while collect(log, {0: tail}, now=number, last=True):
+                pass
+            told += unseen
+            unseen.clear()
+        if step == "restart":
+            log.close()
+            log = MergedLog(str(base))
+            tail = Tail(str(path), log.source.get(("run", 0), 0))
+            collect(log, {0: tail}, now=number, last=True)
+    assert _texts(base) == told
