@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence
 
-from .evidence import is_failure
+from .evidence import few, is_failure
 
 __all__ = ["Failure", "describe", "failure_of", "first_of", "masked", "not_started", "signal_name"]
 
@@ -78,7 +78,7 @@ def failure_of(
 def masked(cause: Optional[Dict[str, Any]], secrets: Iterable[str]) -> Optional[Dict[str, Any]]:
     """The first cause without the secrets that the job may have printed: it is kept in databases, as its log is not.
 
-    A secret of several lines, as a private key is, is hidden line by line.
+    A secret of several lines, as a private key is, is hidden line by line; only then are lines cut to 4 KiB.
     """
     if cause is None:
         return None
@@ -86,7 +86,7 @@ def masked(cause: Optional[Dict[str, Any]], secrets: Iterable[str]) -> Optional[
     hidden = {line for text in secrets for line in text.splitlines() if len(line) >= _LEAST_SECRET}
     for secret in sorted(hidden, key=len, reverse=True):
         lines = [line.replace(secret, "***") for line in lines]
-    return {**cause, "last_lines": lines}
+    return {**cause, "last_lines": few(lines)}
 
 
 def first_of(failures: Sequence[Failure]) -> Optional[Failure]:

@@ -11,6 +11,7 @@ __all__ = [
     "MAX_LINES",
     "disk_is_full",
     "end_record",
+    "few",
     "full_disk_error",
     "is_failure",
     "last_lines",
@@ -20,7 +21,7 @@ __all__ = [
 
 MAX_LINES = 20
 _MAX_BYTES = 4096
-_TAIL = 16384
+_TAIL = 1 << 16
 _SIGKILL, _SIGBUS = 9, 7
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_WORDS = ("no space left on device", "disk quota exceeded", "errno 28]", "errno 122]", "enospc", "edquot")
@@ -31,27 +32,54 @@ _LOW_FILES = 64
 
 
 def last_lines(path: str) -> List[str]:
-    """The end of a log: at most 20 lines and 4 KiB, empty lines at the end left out. What is no UTF-8 becomes U+FFFD."""
+    """The last lines of a log, as `few` needs them once secrets are hidden: at most 20, each as it was printed and whole.
+
+    A line that is cut could begin within a secret, of which nobody would know the rest: one that began more than 64 KiB
+    before the end is left out. Of a progress bar its last state counts as a line. Empty lines at the end are left out; what
+    is no UTF-8 becomes U+FFFD.
+    """
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - _TAIL, 0))
+            start = max(size - _TAIL, 0)
+            file.seek(max(start - 1, 0))
+            before = file.read(1) if start else b"\n"
             data = file.read()
     except OSError:
         return []
-    text = data.decode("utf-8", "replace").replace("\r\n", "\n").rstrip()
-    lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")] if text else []  # of a progress bar, its last state
+    lines = data.decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
+    states = [line.rstrip("\r").split("\r") for line in lines]
+    if before != b"\n" and len(states[0]) == 1:
+        states = states[1:]
+    lines = [state[-1] for state in states]
+    while lines and not lines[-1].strip():
+        lines.pop()
     kept: List[str] = []
     room = _MAX_BYTES
     for line in reversed(lines[-MAX_LINES:]):
-        cost = len(line.encode("utf-8", "replace")) + 1
-        if cost > room:
+        if room <= 0:
+            break
+        kept.append(line)
+        room -= _cost(line)
+    return kept[::-1]
+
+
+def few(lines: Sequence[str]) -> List[str]:
+    """The last of these lines that are 4 KiB together; of one line that is longer alone, its end."""
+    kept: List[str] = []
+    room = _MAX_BYTES
+    for line in reversed(lines):
+        if _cost(line) > room:
             if not kept:
                 kept.append(line.encode("utf-8", "replace")[-room + 1 :].decode("utf-8", "ignore"))
             break
         kept.append(line)
-        room -= cost
+        room -= _cost(line)
     return kept[::-1]
+
+
+def _cost(line: str) -> int:
+    return len(line.encode("utf-8", "replace")) + 1
 
 
 def full_disk_error(error: BaseException) -> bool:

@@ -218,6 +218,15 @@ def test_the_first_cause_has_the_ranks_last_words(client: Client) -> None:
         "reason": "exit",
     }
     assert cause["last_lines"] == [*(str(number) for number in range(22, 41)), "the reason"]
+
+
+def test_the_first_cause_has_no_part_of_a_secret(client: Client) -> None:
+    """Not even where a long line is cut in the middle of one."""
+    some = "head -c {} /dev/zero | tr '\\0' ="
+    script = f'{some.format(9000)}; printf %s "$TOKEN"; {some.format(4085)}; exit 3'
+    job = client.done(client.submit(script, secrets={"TOKEN": "hunter2-and-so-on-and-on"}))
+    (told,) = job["first_cause"]["last_lines"]
+    assert (len(told), told.lstrip("=")) == (4095, "***" + "=" * 4085)
     assert sleeping(7201) == []
 
 

@@ -16,6 +16,7 @@ from skylib.agent.evidence import (
     MAX_LINES,
     disk_is_full,
     end_record,
+    few,
     full_disk_error,
     last_lines,
     reason_of,
@@ -142,22 +143,65 @@ def test_last_words_are_few(tmp_path_factory: pytest.TempPathFactory, data: byte
     """At most 20 lines and 4 KiB, whatever was printed; and they are the end of it."""
     path = tmp_path_factory.mktemp("log") / "log"
     path.write_bytes(data)
-    lines = last_lines(str(path))
+    lines = few(last_lines(str(path)))
     assert len(lines) <= MAX_LINES
     assert len("\n".join(lines).encode("utf-8", "replace")) <= 4096
     text = data.decode("utf-8", "replace").rstrip()
-    assert not text or text.endswith(lines[-1][-10:])
+    assert not text or text.endswith(lines[-1].rstrip()[-10:])
 
 
 def test_last_words_of_a_progress_bar_and_of_one_endless_line(tmp_path: Path) -> None:
-    """The bar's last state; the end of the line."""
+    """The bar's last state, however often it moved; the end of the line."""
     bar, line = tmp_path / "bar", tmp_path / "line"
     bar.write_text("start\n10%\r20%\r30%\n\n\n")
     line.write_text("x" * 50000 + "END")
     assert last_lines(str(bar)) == ["start", "30%"]
-    assert last_lines(str(line))[0].endswith("xEND")
-    assert len(last_lines(str(line))[0]) < 4096
+    bar.write_text("".join(f"{number}%\r" for number in range(100000)))
+    assert last_lines(str(bar)) == ["99999%"]
+    (told,) = few(last_lines(str(line)))
+    assert told.endswith("xEND")
+    assert len(told) < 4096
     assert last_lines(str(tmp_path / "none")) == []
+
+
+SECRET = "Tr0ub4dor&3 correct horse  "
+
+
+@pytest.mark.parametrize("edge", [4096, 65536])
+@pytest.mark.parametrize("end", ["\n", "", "\nshort\n"])
+def test_no_part_of_a_secret_is_told_wherever_words_are_cut(tmp_path: Path, edge: int, end: str) -> None:
+    """Neither where the window begins that is read of a log, nor where a long line is cut: in any place of the secret."""
+    path = tmp_path / "log"
+    for inside in range(len(SECRET) + 1):
+        path.write_text("=" * 70000 + SECRET + "=" * (edge - inside - len(end)) + end)
+        told = masked({"last_lines": last_lines(str(path))}, [SECRET])
+        assert told is not None
+        assert set("".join(told["last_lines"])) <= set("=*short")
+
+
+def test_a_log_of_secrets_alone_tells_none(tmp_path: Path) -> None:
+    """Hiding makes lines shorter, so that more of them would have room: what was cut has not."""
+    path = tmp_path / "log"
+    for more in range(len(SECRET)):
+        path.write_text("=" * more + SECRET * 4000)
+        told = masked({"last_lines": last_lines(str(path))}, [SECRET])
+        assert told is not None
+        assert set("".join(told["last_lines"])) <= set("=*")
+    path.write_text(f"{SECRET}\n" * 4000)
+    assert masked({"last_lines": last_lines(str(path))}, [SECRET]) == {"last_lines": ["***"] * MAX_LINES}
+
+
+def test_a_line_that_is_known_from_its_beginning_is_whole(tmp_path: Path) -> None:
+    """One that the window begins with, too, and one that is longer than what is kept once its secrets are hidden."""
+    path = tmp_path / "log"
+    line = "x" * 65535
+    path.write_text(f"before\n{line}\n")
+    assert last_lines(str(path)) == [line]
+    path.write_text(f"be\n{line}y\n")
+    assert last_lines(str(path)) == []
+    path.write_text(f"one\n{'z' * 5000}\ntwo\n")
+    assert last_lines(str(path)) == ["z" * 5000, "two"]
+    assert few(["one", "z" * 5000, "two"]) == ["two"]
 
 
 def test_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
