@@ -40,16 +40,18 @@ def log_of(config: AgentConfig, event: str) -> str:
     return os.path.join(config.sky, "hooks", f"{event}.log")
 
 
-async def run_hook(config: AgentConfig, event: str, script: str, timeout_s: float) -> Dict[str, Any]:
+async def run_hook(
+    config: AgentConfig, event: str, script: str, timeout_s: float, *, answer_s: float = _ANSWER_S
+) -> Dict[str, Any]:
     """Runs it, or waits for one that was begun before; {"event", "code", "seconds"}, code 124 when its time was over.
 
     It never raises: what goes wrong is "error" in the answer, and the cluster ends all the same. Cancelled, it goes on by
-    itself.
+    itself. answer_s: for its supervisor to say that it stands.
     """
     began = boot_time()
     try:
         state_dir = os.path.join(config.sky, "hooks", f".{event}-{_digest(config)}")
-        await asyncio.get_event_loop().run_in_executor(None, _begin, config, event, script, state_dir)
+        await asyncio.get_event_loop().run_in_executor(None, _begin, config, event, script, state_dir, answer_s)
         began = float(_read(os.path.join(state_dir, "began")) or began)
         code = await _wait(state_dir, began + timeout_s)
     except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -65,10 +67,10 @@ def _digest(config: AgentConfig) -> str:
     return hashlib.sha256(identity(config).encode()).hexdigest()[:16]
 
 
-def _begin(config: AgentConfig, event: str, script: str, state_dir: str) -> None:
+def _begin(config: AgentConfig, event: str, script: str, state_dir: str, answer_s: float) -> None:
     """Once. Raises OSError with what went wrong."""
     if _claim(config, state_dir):
-        _start(config, event, script, state_dir)
+        _start(config, event, script, state_dir, answer_s)
 
 
 def _claim(config: AgentConfig, state_dir: str) -> bool:
@@ -96,7 +98,7 @@ def _forget(state_dir: str) -> None:
         _log.debug("%s: %s", state_dir, exc)
 
 
-def _start(config: AgentConfig, event: str, script: str, state_dir: str) -> None:
+def _start(config: AgentConfig, event: str, script: str, state_dir: str, answer_s: float) -> None:
     """Raises OSError with what went wrong."""
     log = log_of(config, event)
     os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
@@ -110,19 +112,19 @@ def _start(config: AgentConfig, event: str, script: str, state_dir: str) -> None
         environ=environ,
         task={"SKYPILOT_HOOK_EVENT": event, TOKEN_VARIABLE: config.cluster_id},
     )
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-S", "-E", "-c", _SUPERVISE, config.bundle_of(config.me)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**environ, TOKEN_VARIABLE: config.cluster_id},
         cwd=config.root,
         start_new_session=True,
-    )
-    try:
-        answer, _ = process.communicate(spec.to_bytes(), timeout=_ANSWER_S)
-    except subprocess.TimeoutExpired as exc:
-        process.kill()
-        raise OSError(f"its supervisor did not answer within {_ANSWER_S:.0f} s") from exc
+    ) as process:  # which reaps it
+        try:
+            answer, _ = process.communicate(spec.to_bytes(), timeout=answer_s)
+        except subprocess.TimeoutExpired as exc:
+            process.kill()
+            raise OSError(f"its supervisor did not answer within {answer_s:g} s") from exc
     if answer != STARTED:
         raise OSError(answer.decode("utf-8", "replace") or "its supervisor did not start")
 

@@ -16,6 +16,7 @@ from skylib.transport.command import Command
 __all__ = ["bring_file", "list_files"]
 
 _LONGEST_LINE = 32
+_NOTE = ".log.begins"  # of a log that its job truncated
 # $1 file, $2 bytes that are here, $3 their SHA-256. First line of the answer: from where on the bytes after it are.
 _FROM = r"""
 n=$2
@@ -30,13 +31,16 @@ exec tail -c "+$((n + 1))" "$1"
 
 
 def list_files(transport: Transport, folder: str) -> list[str]:
-    """Names in a folder on a node; none when there is no such folder. Raises StagingError for what can be no name."""
+    """Names in a folder on a node, less the agent's own notes about a log; none when there is no such folder.
+
+    Raises StagingError for what can be no name.
+    """
     listed = transport.run(Command.sh('cd "$1" 2>/dev/null && ls -A || true', folder)).check()
     names = listed.stdout.decode("utf-8", "surrogateescape").splitlines()
     for name in names:
         if "/" in name or "\0" in name or name in ("", ".", ".."):
             raise StagingError(f"{transport.host} names a log file {name!r}", host=transport.host, path=folder)
-    return names
+    return [name for name in names if not name.endswith(_NOTE)]
 
 
 def bring_file(transport: Transport, source: str, target: Path) -> int:

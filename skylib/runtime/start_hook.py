@@ -27,17 +27,17 @@ _ADDRESS_FLAG = "--gcs-address="
 _POLL_S = 0.01
 _GCS_WAIT_S = 5.0
 _HEAD_WAIT_S = 120.0
-_CERTIFICATES_WAIT_S = 60.0
 
 
-def trim(params: Any, head: bool) -> None:
+def trim(params: Any, head: bool, *, certificates_within_s: float = 60.0) -> None:
     """params: RayParams before the node is made. SKYLIB_RAY_TEMP_DIR: the cluster's temp dir on this machine.
 
     SKYLIB_RAY_GCS_ADDRESS: for a worker, its head's. SKYLIB_RAY_DASHBOARD_GRPC_PORT: for a head whose Ray has such a
     port (newer ones have no flag for it either). SKYLIB_RAY_TLS_STAMP: what the file `stamp` beside RAY_TLS_CA_CERT
-    says once the certificates are there; TimeoutError when it does not within a minute.
+    says once the certificates are there; TimeoutError when it does not in time. Ray gives `params` and `head` alone.
     """
-    _wait_for_certificates(os.environ.get("RAY_TLS_CA_CERT", ""), os.environ.get("SKYLIB_RAY_TLS_STAMP", ""))
+    authority, stamp = os.environ.get("RAY_TLS_CA_CERT", ""), os.environ.get("SKYLIB_RAY_TLS_STAMP", "")
+    _wait_for_certificates(authority, stamp, within_s=certificates_within_s)
     wanted: dict[str, Any] = {
         "ray_client_server_port": None,  # `ray://`: 0.9 CPU seconds at each start
         "include_log_monitor": False,  # sends workers' logs to drivers: 0.5 CPU seconds at each start
@@ -62,7 +62,7 @@ def trim(params: Any, head: bool) -> None:
         _wait_for_session(os.environ.get("SKYLIB_RAY_GCS_ADDRESS", ""))
 
 
-def _wait_for_certificates(authority: str, stamp: str) -> None:
+def _wait_for_certificates(authority: str, stamp: str, *, within_s: float) -> None:
     path = os.path.join(os.path.dirname(authority), "stamp")
 
     def there() -> bool:
@@ -72,7 +72,7 @@ def _wait_for_certificates(authority: str, stamp: str) -> None:
         except OSError:
             return False
 
-    if authority and stamp and not _until(there, _CERTIFICATES_WAIT_S):
+    if authority and stamp and not _until(there, within_s):
         raise TimeoutError(f"the certificates in {os.path.dirname(authority)} did not come")
 
 

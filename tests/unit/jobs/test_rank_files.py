@@ -64,3 +64,10 @@ def test_what_cannot_be_read_or_written_is_named(tmp_path: Path, node: LocalTran
 def test_no_folder_has_no_files(tmp_path: Path, node: LocalTransport) -> None:
     """A node without a part in the job has none of its files."""
     assert list_files(node, str(tmp_path / "none")) == []
+
+
+def test_notes_about_a_log_stay_on_the_node(tmp_path: Path, node: LocalTransport) -> None:
+    """Where a truncated log begins is the agent's own concern; the log itself is listed."""
+    for name in ("0-head.log", "0-head.log.begins"):
+        (tmp_path / name).touch()
+    assert list_files(node, str(tmp_path)) == ["0-head.log"]

@@ -143,12 +143,11 @@ def test_nothing_is_started_before_its_certificates_are_there(tmp_path: Path, mo
     """Those of an earlier bring-up will not do; when its own do not come, the start fails and says so."""
     stamp = tmp_path / "stamp"
     stamp.write_text("old")
-    monkeypatch.setattr(start_hook, "_CERTIFICATES_WAIT_S", 0.1)
     for name, value in {"RAY_TLS_CA_CERT": str(tmp_path / "ca.crt"), "SKYLIB_RAY_TLS_STAMP": "new"}.items():
         monkeypatch.setenv(name, value)
     for name in ("SKYLIB_RAY_TEMP_DIR", "SKYLIB_RAY_GCS_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(TimeoutError, match="certificates"):
-        start_hook.trim(Params(), False)
+        start_hook.trim(Params(), False, certificates_within_s=0.1)
     stamp.write_text("new")
     start_hook.trim(Params(), False)
