@@ -21,6 +21,7 @@ from skylib.models.task_parts import (
     GitWorkdir,
     ManagedSecret,
     StorageMount,
+    mask_login,
     parse_managed_secrets,
     parse_mount,
     parse_volume,
@@ -219,7 +220,7 @@ class Task:
         return found
 
     def __repr__(self) -> str:
-        plain: Any = map_strings(self._plain(), lambda text: mask(text, self.secrets))
+        plain: Any = map_strings(self._plain(), lambda text: mask_login(mask(text, self.secrets)))
         if "config" in plain:
             plain["config"] = _without_urls(plain["config"])
         if self.secrets:

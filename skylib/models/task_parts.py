@@ -18,6 +18,7 @@ __all__ = [
     "StorageMount",
     "is_bucket_url",
     "is_url",
+    "mask_login",
     "parse_managed_secrets",
     "parse_mount",
     "parse_volume",
@@ -27,6 +28,7 @@ __all__ = [
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLAIN_URL = re.compile(r"(?:https?|file)://", re.IGNORECASE)
 _AZURE_URL = re.compile(r"https?://[^/]+\.blob\.core\.windows\.net(?:[/:]|$)", re.IGNORECASE)
+_LOGIN = re.compile(r"(https?://)[^/?#\s]+@", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(?:[A-Za-z0-9_-]+\.)?[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _REFERENCE = "secrets:"
 _MOUNT_CACHED_KEYS = dict.fromkeys(
@@ -105,11 +107,16 @@ def is_bucket_url(source: str) -> bool:
     return is_url(source) and (_PLAIN_URL.match(source) is None or _AZURE_URL.match(source) is not None)
 
 
+def mask_login(shown: str) -> str:
+    """`shown` with the user and password of each web URL in it replaced."""
+    return _LOGIN.sub(r"\1<redacted>@", shown)
+
+
 @attrs.frozen(kw_only=True, field_transformer=place_errors)
 class GitWorkdir:
     """A repository to be cloned as the workdir. ref: branch, tag or commit; None is the default branch."""
 
-    url: str = attrs.field(converter=text)
+    url: str = attrs.field(converter=text, repr=lambda url: repr(mask_login(url)))
     ref: str | None = attrs.field(default=None, converter=optional_text)
 
     def to_plain(self) -> dict[str, object]:

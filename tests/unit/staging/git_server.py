@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +18,11 @@ __all__ = ["WebServer", "nobody", "web_server"]
 
 
 class WebServer(ThreadingHTTPServer):
-    """root: what is served. login: "user:password", "" for none. cut: bytes that each body lacks. seen: each status."""
+    """root: what is served. login: "user:password", "" for none. cut: bytes that each body lacks.
+
+    moved: path -> where to. seen: each status. asked: each request's headers. etags: whether files have one, else only
+    Last-Modified. during: called before each answer about a repository.
+    """
 
     daemon_threads = True
 
@@ -26,6 +31,9 @@ class WebServer(ThreadingHTTPServer):
         self.root, self.login, self.cut = root, "", 0
         self.moved: dict[str, str] = {}
         self.seen: list[int] = []
+        self.asked: list[dict[str, str]] = []
+        self.etags = True
+        self.during: Callable[[], None] = lambda: None
 
     @property
     def at(self) -> str:
@@ -43,6 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
+        self.server.asked.append(dict(self.headers))
         if self.server.login and self.headers.get("Authorization") != _basic(self.server.login):
             return self._answer(401, {"WWW-Authenticate": 'Basic realm="x"'})
         if path in self.server.moved:
@@ -52,10 +61,12 @@ class _Handler(BaseHTTPRequestHandler):
         file = self.server.root / path[1:]
         if not file.is_file():
             return self._answer(404, {})
-        etag = f'"{file.stat().st_mtime_ns}"'
-        if self.headers.get("If-None-Match") == etag:
-            return self._answer(304, {"ETag": etag})
-        return self._answer(200, {"ETag": etag}, file.read_bytes())
+        name, asked, value = "ETag", "If-None-Match", f'"{file.stat().st_mtime_ns}"'
+        if not self.server.etags:
+            name, asked, value = "Last-Modified", "If-Modified-Since", formatdate(file.stat().st_mtime, usegmt=True)
+        if self.headers.get(asked) == value:
+            return self._answer(304, {name: value})
+        return self._answer(200, {name: value}, file.read_bytes())
 
     do_POST = do_GET
 
@@ -69,6 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) - self.server.cut])
 
     def _git(self, path: str) -> None:
+        self.server.during()
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         environment = {
             **os.environ,

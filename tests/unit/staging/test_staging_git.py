@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,29 @@ def test_a_token_opens_a_repository_and_is_nowhere_afterwards(tmp_path: Path, se
     assert content(session, f"http://{server.at}/code.git", events=events, secrets={"GIT_TOKEN": TOKEN}) == "two"
     assert TOKEN not in repr(events)
     assert not [path for path in (tmp_path / "sky").rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+
+
+def test_no_command_line_has_the_token(session: Session, server: WebServer) -> None:
+    """While git asks the server, no process of this machine shows it among its arguments."""
+    lines: list[bytes] = []
+
+    def look() -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                lines.append(path.read_bytes())
+
+    server.login, server.during = f"x-access-token:{TOKEN}", look
+    content(session, f"http://{server.at}/code.git", secrets={"GIT_TOKEN": TOKEN})
+    assert [line for line in lines if server.at.encode() in line]  # git was among them
+    assert not [line for line in lines if TOKEN.encode() in line]
+
+
+def test_a_login_in_a_url_is_not_shown_with_the_task() -> None:
+    """Neither in a workdir nor in a mount; written as YAML the task reads back as it is."""
+    url = f"https://me:{TOKEN}@h/x.git"
+    task = Task(run="true", workdir={"url": url}, file_mounts={"x": f"https://me:{TOKEN}@h/data"})
+    assert TOKEN not in f"{task!r} {task.workdir!r}"
+    assert Task.from_yaml_str(task.to_yaml()) == task
 
 
 def test_a_token_in_the_url_is_used_and_not_shown(session: Session, server: WebServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,30 @@ def test_a_file_that_is_kept_is_not_sent_again(session: Session, server: WebServ
     """The second time the server says that it has not changed."""
     assert [content(session, f"http://{server.at}/data") for _time in range(2)] == [b"data" * 5000] * 2
     assert server.seen == [200, 304]
+
+
+def test_a_date_alone_is_enough(session: Session, server: WebServer) -> None:
+    """A server without ETag is asked by Last-Modified."""
+    server.etags = False
+    assert [content(session, f"http://{server.at}/data") for _time in range(2)] == [b"data" * 5000] * 2
+    assert server.seen == [200, 304]
+
+
+def test_a_login_stays_with_its_host(tmp_path: Path, session: Session, server: WebServer) -> None:
+    """After a redirect to another server that one gets the request without it."""
+    with web_server(tmp_path / "served") as other:
+        server.login, server.moved["/a"] = "me:s3cret", f"http://{other.at}/data"
+        assert content(session, f"http://me:s3cret@{server.at}/a") == b"data" * 5000
+        assert ["Authorization" in asked for asked in (*server.asked, *other.asked)] == [True, False]
+
+
+def test_a_file_larger_than_what_is_kept_is_refused(tmp_path: Path, server: WebServer) -> None:
+    """The setting is named, and nothing stays."""
+    with closing(Session(tmp_path / "sky", config={"staging": {"max_gib": 1e-5}})) as small:
+        with pytest.raises(StagingError, match="larger than") as caught:
+            content(small, f"http://{server.at}/data")
+        assert "staging.max_gib" in str(caught.value.hint)
+    assert not [*tmp_path.glob("sky/api_server/clients/*/sources/*")]
 
 
 def test_a_file_that_changed_is_fetched_anew(session: Session, server: WebServer) -> None:
