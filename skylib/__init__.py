@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from skylib.models.plan import Plan
     from skylib.models.receipts import DownReceipt, InfraStatus, NodeReceipt, PrefetchReceipt, Reconciled, StartReceipt
     from skylib.models.resources import Resources
+    from skylib.models.sync_report import LeftOut, TreeReport
     from skylib.models.task import Task
     from skylib.models.transfers import Fetched, OutputsReceipt
-    from skylib.results import CostReport
+    from skylib.results import CostReport, SyncReport
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ _HOMES = {
     "Job": "skylib.handles",
     "JobRecord": "skylib.models.job",
     "JobStatus": "skylib.models.job",
+    "LeftOut": "skylib.models.sync_report",
     "LogLine": "skylib.models.job",
     "LogStream": "skylib.jobs.stream",
     "NodeReceipt": "skylib.models.receipts",
@@ -57,7 +59,9 @@ _HOMES = {
     "Reconciled": "skylib.models.receipts",
     "Resources": "skylib.models.resources",
     "StartReceipt": "skylib.models.receipts",
+    "SyncReport": "skylib.results",
     "Task": "skylib.models.task",
+    "TreeReport": "skylib.models.sync_report",
 }
 _MODULES = ("errors", "events", "progress")
 
@@ -76,6 +80,7 @@ __all__ = [
     "Job",
     "JobRecord",
     "JobStatus",
+    "LeftOut",
     "LogLine",
     "LogStream",
     "NodeReceipt",
@@ -85,7 +90,9 @@ __all__ = [
     "Reconciled",
     "Resources",
     "StartReceipt",
+    "SyncReport",
     "Task",
+    "TreeReport",
     "__version__",
     "errors",
     "events",

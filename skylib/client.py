@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -38,7 +39,7 @@ from skylib.ops import (
 from skylib.ops.ahead import Runtime
 from skylib.ops.settings import Settings
 from skylib.ops.timer import lease_seconds, timer_of
-from skylib.results import CostReport
+from skylib.results import CostReport, SyncReport
 from skylib.session import Session
 
 __all__ = ["Client"]
@@ -147,6 +148,15 @@ class Client:
         idle_minutes_to_autostop=, ...) are given with the plan to launch.
         """
         return planning.plan(self._session, task, cluster_name)
+
+    def plan_sync(self, task: Task) -> SyncReport:
+        """What launch would send to each node: files, bytes, the largest directories, and why each other path stays here.
+
+        No node is asked, so what a node has already counts, too. Above 10,000 files or 1 GiB there is a warning. Git
+        workdirs and URLs are brought to the home, as a launch would. Raises InvalidSpecError, StagingError.
+        """
+        trees, warnings = planning.plan_sync(self._session, task)
+        return SyncReport(trees=trees, base=os.getcwd(), warnings=warnings)
 
     def status(
         self, names: str | Iterable[str] | None = None, *, refresh: bool = False, timeout_s: float = 30.0

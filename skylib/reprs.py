@@ -65,7 +65,8 @@ def table_html(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return escape(str(value.value if isinstance(value, Enum) else value), quote=True)
+    text = str(value.value if isinstance(value, Enum) else value)
+    return escape(text.encode("utf-8", "backslashreplace").decode(), quote=True)  # a name's bytes may be no UTF-8
 
 
 def _short(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from math import fsum
@@ -9,10 +10,13 @@ from math import fsum
 import attrs
 
 from skylib.models.cost import ClusterCost
-from skylib.reprs import one_line, table_html
+from skylib.models.sync_report import LeftOut, TreeReport
+from skylib.reprs import one_line, short_bytes, table_html
+from skylib.staging.report import why_ignored
 
-__all__ = ["CostReport"]
+__all__ = ["CostReport", "SyncReport"]
 
+_SHOWN = 20
 _COLUMNS = ("name", "infra", "nodes", "launched", "state", "hours", "node-hours", "$/hour", "cost")
 
 
@@ -99,3 +103,79 @@ def _row(row: ClusterCost) -> tuple[object, ...]:
 
 def _dollars(cost: float | None) -> str:
     return "" if cost is None else f"${cost:,.2f}"
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class SyncReport:
+    """What a launch of a task would send to each node, as its files were when this was made; one tree for each source.
+
+    warnings: above 10,000 files or 1 GiB, and files of kinds that cannot travel. base: the directory that the task's
+    relative sources start from. Iterates over its trees.
+    """
+
+    trees: tuple[TreeReport, ...]
+    base: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> int:
+        """Files and links, of all trees."""
+        return sum(tree.files for tree in self.trees)
+
+    @property
+    def bytes(self) -> int:
+        """Of all files; what is on a node already is not sent again."""
+        return sum(tree.bytes for tree in self.trees)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What stays here of all trees, and why; a directory stands for all below it."""
+        return tuple(each for tree in self.trees for each in tree.left_out)
+
+    def why_ignored(self, path: str | os.PathLike[str]) -> LeftOut | None:
+        """The file, line and pattern by which a path of this machine stays here, or what else keeps it; None: it goes.
+
+        A relative path is one of the workdir, or else starts where the task's relative sources start. What the report
+        does not name is looked at now. Raises StagingError when git or a file with patterns cannot be read.
+        """
+        return why_ignored(self.trees, path, base=self.base)
+
+    def __iter__(self) -> Iterator[TreeReport]:
+        return iter(self.trees)
+
+    def __repr__(self) -> str:
+        return one_line(
+            "SyncReport",
+            files=self.files,
+            bytes=self.bytes,
+            trees=len(self.trees),
+            left_out=len(self.left_out),
+            warnings=len(self.warnings) or None,
+        )
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (tree.dst, tree.given, tree.decided_by, f"{tree.files:,}", short_bytes(tree.bytes)) for tree in self.trees
+        ]
+        rows.append(("in all", "", "", f"{self.files:,}", short_bytes(self.bytes)))
+        parts = [table_html(("target", "source", "decided by", "files", "size"), rows)]
+        folders = [
+            (tree.dst, folder.path, f"{folder.files:,}", short_bytes(folder.bytes))
+            for tree in self.trees
+            for folder in tree.largest
+        ]
+        left_out = [_left_out_row(each) for each in self.left_out[:_SHOWN]]
+        if len(self.left_out) > _SHOWN:
+            left_out.append(("", f"{len(self.left_out) - _SHOWN:,} more, see left_out"))
+        if folders:
+            parts.append(table_html(("target", "largest directories", "files", "size"), folders))
+        if left_out:
+            parts.append(table_html(("target", "left out", "reason", "decided in", "by"), left_out))
+        if self.warnings:
+            parts.append(table_html(("warnings",), [(warning,) for warning in self.warnings]))
+        return "".join(parts)
+
+
+def _left_out_row(each: LeftOut) -> tuple[object, ...]:
+    place = f"{each.file}:{each.line}" if each.file else ""
+    return each.tree, each.path, each.reason, place, each.pattern or each.detail

@@ -10,17 +10,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from skylib.errors import InvalidSpecError
-from skylib.events import EventSink, span
+from skylib.events import Event, EventSink, Phase, span
 from skylib.models.cluster import ClusterRecord
 from skylib.models.node import HostAddress
+from skylib.models.sync_report import TreeReport
 from skylib.models.task import Task
 from skylib.ops.sources import local_sources
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan, plan_sync
+from skylib.staging.report import report, warnings_about
 from skylib.staging.snapshot import Snapshots
 from skylib.staging.sync import SyncNode, sync
 
-__all__ = ["check_targets", "deliver", "deliver_to", "files_digest", "prepare_files", "staged_files"]
+__all__ = ["check_targets", "deliver", "deliver_to", "files_digest", "prepare_files", "report_files", "staged_files"]
 
 _STAGING_WAIT_S = 1800.0
 _GIB = 1 << 30
@@ -32,6 +34,14 @@ def prepare_files(session: Session, task: Task, events: EventSink) -> SyncPlan:
         return plan
 
 
+def report_files(
+    session: Session, task: Task, events: EventSink
+) -> tuple[tuple[TreeReport, ...], tuple[str, ...]]:
+    """Each source with what goes of it and what stays here, and warnings. Raises as `prepare_files` does."""
+    with _scanned(session, task, events, workdir_only=False) as plan:
+        return report(plan), warnings_about(plan)
+
+
 @contextmanager
 def _scanned(session: Session, task: Task, events: EventSink, *, workdir_only: bool) -> Iterator[SyncPlan]:
     """What was fetched from elsewhere stays for the length of the `with` block."""
@@ -40,6 +50,8 @@ def _scanned(session: Session, task: Task, events: EventSink, *, workdir_only: b
         with span(events, "files.scan") as step:
             plan = plan_sync(workdir, mounts)
             step.note(files=plan.files, bytes=plan.bytes)
+            for warning in warnings_about(plan):
+                events(Event(step="files.scan", phase=Phase.NOTE, at=time.time(), facts={"warning": warning}))
         yield plan
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from skylib.models.cluster import ClusterRecord, ClusterStatus, check_cluster_name
 from skylib.models.plan import Plan, PlanStep
+from skylib.models.sync_report import TreeReport
 from skylib.models.task import Task
 from skylib.ops.checks import check_task, refuse_misfit
-from skylib.ops.files import prepare_files
+from skylib.ops.files import prepare_files, report_files
 from skylib.ops.launch import name_for
 from skylib.ops.provision import choose
 from skylib.session import Session
 from skylib.staging.plan import SyncPlan
 
-__all__ = ["plan"]
+__all__ = ["plan", "plan_sync"]
+
+
+def plan_sync(session: Session, task: Task) -> tuple[tuple[TreeReport, ...], tuple[str, ...]]:
+    """Look at the task's files alone: each source, and warnings. Raises InvalidSpecError, StagingError."""
+    session = session.tuned(task)
+    with session.operation("plan_sync") as events:
+        return report_files(session, task, events)
 
 
 def plan(session: Session, task: Task, name: str | None) -> Plan:

@@ -10,7 +10,7 @@ import attrs
 from skylib.errors import StagingError
 from skylib.staging.manifest import Kind, Manifest, scan
 from skylib.staging.mounts import WORKDIR, Mount, map_mounts
-from skylib.staging.select import select
+from skylib.staging.select import Selection, choose
 
 __all__ = ["SyncPlan", "SyncTree", "plan_sync"]
 
@@ -20,13 +20,16 @@ class SyncTree:
     """One tree and its place.
 
     snapshot: the folder of the snapshot that it is (snapshot.py), "" when it is the original. mirror: what was put there
-    once and is no longer in the tree goes from the node, unless it was changed there (removal.py).
+    once and is no longer in the tree goes from the node, unless it was changed there (removal.py). selection: what of a
+    directory was to go, and who decided. covered: path -> target of the mount that is put there.
     """
 
     mount: Mount
     manifest: Manifest
     snapshot: str = ""
     mirror: bool = False
+    selection: Selection | None = attrs.field(default=None, eq=False, repr=False)
+    covered: tuple[tuple[str, str], ...] = attrs.field(default=(), eq=False, repr=False)
 
     @property
     def has_record(self) -> bool:
@@ -61,28 +64,29 @@ def plan_sync(
 ) -> SyncPlan:
     """Scan a task's files.
 
-    base: directory that relative sources start from, the current one when None. git: see select(). mirror: of every
+    base: directory that relative sources start from, the current one when None. git: see choose(). mirror: of every
     tree (SyncTree).
     Raises InvalidSpecError for targets that cannot be, StagingError (fact: path) for sources that are missing or cannot
     be read.
     """
     trees = []
     for mount in map_mounts(workdir, file_mounts):
-        trees.append(SyncTree(mount=mount, manifest=_scan(mount, base or Path.cwd(), git), mirror=mirror))
+        trees.append(attrs.evolve(_scan(mount, base or Path.cwd(), git), mirror=mirror))
     return SyncPlan(trees=_without_overlaid(trees))
 
 
-def _scan(mount: Mount, base: Path, git: str | None) -> Manifest:
+def _scan(mount: Mount, base: Path, git: str | None) -> SyncTree:
     source = base / Path(mount.source).expanduser()
     if not source.exists():
         raise StagingError(
             f"{mount.dst}: the source {mount.source} does not exist", path=str(source), hint=f"looked for {source}"
         )
     if source.is_dir():
-        return scan(source, select(source, git=git))
+        selection = choose(source, git=git)
+        return SyncTree(mount=mount, manifest=scan(source, selection.paths), selection=selection)
     if mount.is_workdir or mount.source.endswith("/"):
         raise StagingError(f"{mount.dst}: the source {mount.source} is not a directory", path=str(source))
-    return scan(source, ())
+    return SyncTree(mount=mount, manifest=scan(source, ()))
 
 
 def _without_overlaid(trees: list[SyncTree]) -> tuple[SyncTree, ...]:
@@ -91,7 +95,7 @@ def _without_overlaid(trees: list[SyncTree]) -> tuple[SyncTree, ...]:
         return tuple(trees)
     workdir, *mounts = trees
     own = {entry.path: entry for entry in workdir.manifest.entries}
-    covered: set[str] = set()
+    covered: dict[str, str] = {}
     for tree in mounts:
         if not tree.mount.below_root or not tree.mount.place.startswith(f"{WORKDIR}/"):
             continue
@@ -107,7 +111,8 @@ def _without_overlaid(trees: list[SyncTree]) -> tuple[SyncTree, ...]:
                     path=workdir.manifest.source_of(theirs),
                 )
             if theirs.kind is not Kind.DIR or entry.kind is Kind.DIR:
-                covered.add(path)
+                covered[path] = tree.mount.dst
     if covered:
-        workdir = attrs.evolve(workdir, manifest=workdir.manifest.without(covered))
+        told = sorted((path, dst) for path, dst in covered.items() if own[path].kind is not Kind.DIR)
+        workdir = attrs.evolve(workdir, manifest=workdir.manifest.without(covered), covered=tuple(told))
     return (workdir, *mounts)
