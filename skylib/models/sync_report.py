@@ -70,11 +70,10 @@ class Folder:
 class TreeReport:
     """One source of a task.
 
-    dst: the target, as the task says it. source: absolute, without links; given: as the task says it, or where it was brought to
-    when it is elsewhere (a git workdir, a URL). files: files and
-    links, a single file is one; bytes: of the files. largest: directories below the source, the largest first; one of
-    which all is in one directory of its own is not among them. paths: all that goes, directories included, sorted.
-    left_out: sorted by path; a directory stands for all below it.
+    dst: the target, as the task says it. source: absolute, without links. given: the source as the task says it, or where
+    it was brought to (a git workdir, a URL). files: files and links, a single file is one. bytes: of the files. largest:
+    directories below the source, the largest first; one of which all is in one directory of its own is not among them.
+    paths: all that goes, directories included, sorted. left_out: sorted by path; a directory stands for all below it.
     """
 
     dst: str

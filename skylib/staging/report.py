@@ -41,7 +41,7 @@ def warnings_about(plan: SyncPlan) -> tuple[str, ...]:
         found.append(f"{short_bytes(plan.bytes)} are to go, more than {short_bytes(MANY_BYTES)}{where}: {_HINT}")
     for tree in plan.trees:
         if tree.manifest.left_out:
-            path, _ = tree.manifest.left_out[0]
+            path, _ = min(tree.manifest.left_out)
             others = len(tree.manifest.left_out) - 1
             more = f" and {others:,} more" if others else ""
             found.append(f"{tree.mount.dst}: {path}{more} cannot travel: no file, directory or link")

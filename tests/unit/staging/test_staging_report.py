@@ -222,8 +222,8 @@ def test_a_file_that_cannot_travel_is_warned_of(tmp_path: Path) -> None:
     )
 
 
-def test_a_directory_with_rules_that_is_closed_is_an_error_with_its_path(repository: Path) -> None:
-    """git that is not at hand any more cannot be asked, and says about which tree."""
+def test_git_that_is_not_at_hand_any_more_is_an_error_with_the_path(repository: Path) -> None:
+    """The tree that it decided about is named."""
     tree = one(repository)
     with pytest.raises(StagingError, match="git is not at hand") as caught:
         why(tree, "out.log.new", None)
@@ -233,7 +233,7 @@ def test_a_directory_with_rules_that_is_closed_is_an_error_with_its_path(reposit
 def test_the_client_reports_without_touching_a_node(
     repository: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """client.plan_sync(task): files, bytes, paths and reasons of a task with no cluster; relative to the current directory."""
+    """client.plan_sync(task): files, bytes, paths and reasons of a task that has no cluster."""
     home = tmp_path_factory.mktemp("sky") / "home"
     monkeypatch.chdir(repository.parent)
     with skylib.Client(home) as client:
