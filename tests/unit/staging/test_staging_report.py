@@ -13,7 +13,9 @@ import skylib
 from skylib.errors import StagingError
 from skylib.events import Event, Phase
 from skylib.models.sync_report import Decider, Folder, LeftOut, Reason, TreeReport
+from skylib.ops.files import staged_files
 from skylib.results import SyncReport
+from skylib.session import Session
 from skylib.staging.manifest import Kind, Manifest
 from skylib.staging.plan import plan_sync
 from skylib.staging.report import MANY_FILES, largest_folders, report, warnings_about, why_ignored
@@ -203,7 +205,7 @@ def test_many_files_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_many_bytes_are_warned_of(tmp_path: Path) -> None:
-    """From one byte above 1 GiB on, at the launch as well."""
+    """From one byte above 1 GiB on, with the directory that has most of them."""
     write(tmp_path, "data/big")
     os.truncate(tmp_path / "data/big", 1 << 30)
     assert warnings_about(plan_sync(str(tmp_path))) == ()
@@ -251,14 +253,19 @@ def test_the_client_reports_without_touching_a_node(
 
 
 def test_a_launch_tells_its_warnings_as_events(tmp_path: Path) -> None:
-    """Each is a note of the step that looks at the files."""
+    """Each is a note of the step that looks at the files, in plan_sync as well."""
     write(tmp_path, "w/a")
     os.mkfifo(tmp_path / "w/pipe")
     seen: list[Event] = []
+    task = skylib.Task(workdir=str(tmp_path / "w"))
     with skylib.Client(tmp_path / "home", events=seen.append) as client:
-        found = client.plan_sync(skylib.Task(workdir=str(tmp_path / "w")))
+        found = client.plan_sync(task)
+    session = Session(tmp_path / "home")
+    with staged_files(session, task, seen.append):
+        session.close()
     notes = [event.facts["warning"] for event in seen if event.step == "files.scan" and event.phase is Phase.NOTE]
-    assert tuple(notes) == found.warnings == ("workdir: pipe cannot travel: no file, directory or link",)
+    assert found.warnings == ("workdir: pipe cannot travel: no file, directory or link",)
+    assert tuple(notes) == found.warnings * 2
 
 
 def shown(count: int) -> SyncReport:
