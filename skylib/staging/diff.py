@@ -14,7 +14,7 @@ import attrs
 from skylib.staging.manifest import Entry, Kind, Manifest
 from skylib.staging.pack import wire_mtime_ns
 
-__all__ = ["Delta", "Seen", "delta"]
+__all__ = ["Delta", "Seen", "delta", "is_same"]
 
 
 @attrs.frozen(slots=True)
@@ -54,7 +54,7 @@ def delta(manifest: Manifest, seen: Mapping[str, Seen]) -> Delta:
         if found is not None and entry.path and entry.path.rpartition("/")[0] in barred:
             found = None
         if entry.kind is not Kind.DIR:
-            if found is None or not _same(entry, found):
+            if found is None or not is_same(entry, found):
                 send.append(entry)
         elif found is None or found.kind != Kind.DIR.value:
             barred.add(entry.path)
@@ -64,7 +64,8 @@ def delta(manifest: Manifest, seen: Mapping[str, Seen]) -> Delta:
     return Delta(send=tuple(send), remode=tuple(remode))
 
 
-def _same(entry: Entry, found: Seen) -> bool:
+def is_same(entry: Entry, found: Seen) -> bool:
+    """Whether a node has a file or link as it should be."""
     if found.kind != entry.kind.value:
         return False
     if entry.kind is Kind.LINK:

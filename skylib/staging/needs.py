@@ -9,10 +9,11 @@ import attrs
 
 from skylib.errors import StagingError
 from skylib.staging.diff import Delta, Seen, delta
-from skylib.staging.manifest import Kind
+from skylib.staging.manifest import Entry, Kind
 from skylib.staging.plan import SyncPlan, SyncTree
-from skylib.staging.remote import Answer, LinkState, parse_probe, probe
+from skylib.staging.remote import Answer, LinkState, parse_holding, parse_probe, probe
 from skylib.staging.removal import Put, Removal, identity, left_over, parents, record_path, removal
+from skylib.staging.rest import Rest, rest_path, usable
 from skylib.transport.command import Command
 
 __all__ = ["Need", "NeedReader"]
@@ -24,6 +25,7 @@ class Need:
 
     links, records: to be made, "" for none. whole: of a record, it is made anew, and not added to. left: what was put
     there and is no longer in the tree; it is asked about before it goes (`NeedReader.settled`).
+    rest: what is used of what an earlier archive left, when it left something (`NeedReader.resumed`).
     """
 
     deltas: tuple[Delta, ...]
@@ -32,6 +34,14 @@ class Need:
     whole: tuple[bool, ...]
     left: tuple[tuple[Put, ...], ...]
     removals: tuple[Removal, ...]
+    has_rest: bool = False
+    rest: Rest | None = None
+
+    def sends(self, number: int) -> tuple[Entry, ...]:
+        """What goes of a tree, less what the rest has."""
+        send = self.deltas[number].send
+        kept = self.rest.kept[number] if self.rest is not None else ()
+        return tuple(entry for entry in send if entry.path not in kept) if kept else send
 
     def lacks(self, number: int) -> bool:
         """Something has to be done to this tree."""
@@ -43,7 +53,7 @@ class Need:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for two nodes that lack the same."""
-        return tuple(change.key for change in self.deltas), self.links, self.records, self.whole, self.removals
+        return tuple(change.key for change in self.deltas), self.links, self.records, self.whole, self.removals, self.rest
 
 
 class NeedReader:
@@ -62,7 +72,8 @@ class NeedReader:
         trees = self._plan.trees
         links = [(tree.mount.link, tree.mount.on(root)) for tree in trees if tree.mount.link]
         named = zip(trees, self._identities, strict=True)
-        return probe(links, [(record_path(root, tree.mount), name) for tree, name in named if name])
+        records = [(record_path(root, tree.mount), name) for tree, name in named if name]
+        return probe(links, records, rest=rest_path(root, self._plan))
 
     def question(self, root: str) -> bytes:
         """What the command reads: every path of the plan, ended by NUL."""
@@ -89,7 +100,13 @@ class NeedReader:
             left.append(left_over(put, tree.manifest, self._taken(tree, root)) if put else ())
         nothing = tuple(Removal() for _tree in trees)
         return Need(
-            deltas=deltas, links=links, records=tuple(records), whole=tuple(whole), left=tuple(left), removals=nothing
+            deltas=deltas,
+            links=links,
+            records=tuple(records),
+            whole=tuple(whole),
+            left=tuple(left),
+            removals=nothing,
+            has_rest=answer.rest and any(deltas),
         )
 
     def doubt(self, root: str, need: Need) -> bytes:
@@ -106,6 +123,10 @@ class NeedReader:
             known = {path: seen[f"{top}/{path}"] for path in _asked(left) if f"{top}/{path}" in seen}
             removals.append(removal(left, known))
         return attrs.evolve(need, removals=tuple(removals), left=tuple(() for _tree in need.left))
+
+    def resumed(self, need: Need, stdout: bytes) -> Need:
+        """The need with what is used of the rest, by what is in it (`holding`)."""
+        return attrs.evolve(need, rest=usable(self._plan, need.deltas, parse_holding(stdout)), has_rest=False)
 
     def _taken(self, tree: SyncTree, root: str) -> frozenset[str]:
         """Paths in a tree that other trees of the plan put there."""

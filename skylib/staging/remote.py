@@ -14,16 +14,16 @@ from skylib.staging.removal import Put, parse_record
 from skylib.transport.base import Completed
 from skylib.transport.command import Command
 
-__all__ = ["Answer", "LinkState", "RecordState", "Step", "failure", "install", "parse_probe", "probe"]
+__all__ = ["Answer", "LinkState", "RecordState", "Step", "failure", "holding", "install", "parse_holding", "parse_probe", "probe", "take"]
 
-# Arguments: how many links; pairs of link and what it is to point to; pairs of record and the first line of the plan's
+# Arguments: where the rest of an archive would be; how many links; pairs of link and what it is to point to; pairs of record and the first line of the plan's
 # own (removal.py). Standard input: absolute paths, each ended by NUL. Answer, each part ended by NUL: one word per link,
-# an empty one, for each record a word, what it has when it is another, and ".", then two per path that exists.
+# an empty one, "rest" or "-", for each record a word, what it has when it is another, and ".", then two per path that exists.
 # A directory's size and time are not told, so that nodes with the same files give the same answer.
 # A `find` without -printf (busybox) says nothing, and everything is sent.
 _PROBE = r"""
 LC_ALL=C; export LC_ALL
-links=$1; shift
+rest=$1 links=$2; shift 2
 while [ "$links" -gt 0 ]; do
   if [ -L "$1" ]; then
     to=$(readlink "$1")
@@ -42,6 +42,7 @@ while [ "$links" -gt 0 ]; do
   shift 2; links=$((links - 1))
 done
 printf '\0'
+if [ -n "$rest" ] && [ -d "$rest" ]; then printf 'rest\0'; else printf '%s\0' -; fi
 while [ $# -gt 0 ]; do
   first=
   [ ! -f "$1" ] || read -r first < "$1"
@@ -58,7 +59,8 @@ xargs -0 sh -c '
 exit 0
 """
 
-# $1: directory to unpack in, on the file system of the targets. Then five words per target: its number (its tree is in
+# $1: directory to unpack in, on the file system of the targets. $2: where it is kept when the archive breaks off, "" for
+# nowhere. Then five words per target: its number (its tree is in
 # the archive as <number>/<name>), its absolute path, "dir" or "file", the link to make and the record ("" for none).
 # Nothing is touched before the whole archive has come: its last member is `complete`. Then a tree whose target does not
 # exist is moved there by one rename; else each file is renamed over what is there. So no file is ever half new, and
@@ -68,7 +70,7 @@ exit 0
 _INSTALL = r"""
 LC_ALL=C; export LC_ALL
 login_umask=$(umask); umask 077
-in=$1; shift
+in=$1 rest=$2; shift 2
 die() { code=$1; shift; echo "$*" >&2; exit "$code"; }
 merge() {
   for e in "$1"/* "$1"/.[!.]* "$1"/..?*; do
@@ -92,11 +94,19 @@ case $in in */.sky/incoming/*)
   mkdir -p "${in%/*}" || exit 73
   find "${in%/*}/." ! -name . -prune -mtime +1 -exec rm -rf {} +
 esac
-mkdir "$in" && : > "$in/began" || exit 73
+{ [ -d "$in" ] || mkdir "$in"; } && : > "$in/began" || exit 73
 trap 'rm -rf "$in"' EXIT
 trap 'exit 71' HUP INT TERM PIPE
-tar -xpof - -C "$in" || exit 74
-cat > /dev/null
+said=$(tar -xpof - -C "$in" 2>&1)
+code=$?
+if [ $code -eq 0 ]; then cat > /dev/null; fi
+if [ ! -f "$in/complete" ]; then
+  case $code$said in
+    0*|*'Unexpected EOF'*|*'unexpected end'*) [ -z "$rest" ] || { rm -rf "$rest"; mv "$in" "$rest"; } ;;
+  esac
+fi
+[ -z "$said" ] || printf '%s\n' "$said" >&2
+[ $code -eq 0 ] || exit 74
 [ -f "$in/complete" ] || die 75 'the archive did not come to its end'
 umask "$login_umask"
 while [ $# -gt 0 ]; do
@@ -130,6 +140,19 @@ while [ $# -gt 0 ]; do
     [ "$(readlink "$link")" = "$target" ] || ln -s "$target" "$link" || exit 77
   fi
 done
+"""
+
+# $1: the rest of an archive. Answer as that of _PROBE for paths.
+_HOLDING = r"""
+LC_ALL=C; export LC_ALL
+cd "$1" 2>/dev/null || exit 0
+exec find . -mindepth 1 -printf '%y %m %s %T@ %P\0%l\0'
+"""
+
+# $1: the rest. $2: what it is called from now on, for an archive to be unpacked in. Standard input: what is removed of it.
+# The rename decides which of two clients has it.
+_TAKE = r"""
+mv -T "$1" "$2" && cd "$2" && xargs -0 rm -rf -- && rm -f complete
 """
 
 _STEPS = {
@@ -187,16 +210,34 @@ class RecordState:
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a node said: of links, of records, and what exists of the paths, by path."""
+    """What a node said: of links, of records, what exists of the paths, by path, and whether there is a rest."""
 
     links: tuple[LinkState, ...]
     records: tuple[RecordState, ...]
     seen: Mapping[str, Seen]
+    rest: bool = False
 
 
-def probe(links: Sequence[tuple[str, str]] = (), records: Sequence[tuple[str, str]] = ()) -> Command:
+def probe(
+    links: Sequence[tuple[str, str]] = (), records: Sequence[tuple[str, str]] = (), *, rest: str = ""
+) -> Command:
     """Ask a node about links (link, what it is to point to), records (path, identity) and the paths on standard input."""
-    return Command.sh(_PROBE, str(len(links)), *(word for pair in (*links, *records) for word in pair))
+    return Command.sh(_PROBE, rest, str(len(links)), *(word for pair in (*links, *records) for word in pair))
+
+
+def holding(rest: str) -> Command:
+    """Ask a node what is in the rest of an archive."""
+    return Command.sh(_HOLDING, rest)
+
+
+def parse_holding(stdout: bytes) -> dict[str, Seen]:
+    """By name in the archive."""
+    return _seen(stdout.split(b"\0"))
+
+
+def take(rest: str, incoming: str) -> Command:
+    """Make a rest the directory to unpack in, less the names on standard input."""
+    return Command.sh(_TAKE, rest, incoming)
 
 
 def parse_probe(stdout: bytes, links: int = 0, records: int = 0) -> Answer:
@@ -204,7 +245,7 @@ def parse_probe(stdout: bytes, links: int = 0, records: int = 0) -> Answer:
     parts = stdout.split(b"\0")
     if len(parts) <= links or parts[links]:
         raise StagingError("the node's answer about its files cannot be read", evidence=stdout[:500])
-    at = links + 1
+    at = links + 2
     known = []
     for _record in range(records):
         try:
@@ -218,20 +259,24 @@ def parse_probe(stdout: bytes, links: int = 0, records: int = 0) -> Answer:
     for part in parts[:links]:
         word, _, about = os.fsdecode(part).partition(" ")
         states.append(LinkState(word=word, about=about))
+    has_rest = parts[links + 1 : at] == [b"rest"]
+    return Answer(links=tuple(states), records=tuple(known), seen=_seen(parts[at:]), rest=has_rest)
+
+
+def _seen(found: Sequence[bytes]) -> dict[str, Seen]:
     seen: dict[str, Seen] = {}
-    found = parts[at:]
     for head, target in zip(found[0::2], found[1::2], strict=False):
         kind, mode, size, when, path = head.split(b" ", 4)
         seconds, _, fraction = when.partition(b".")
         mtime_ns = int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, b"0"))
         permissions = int(mode, 8) & 0o777
         seen[os.fsdecode(path)] = Seen(kind.decode(), permissions, int(size), mtime_ns, os.fsdecode(target))
-    return Answer(links=tuple(states), records=tuple(known), seen=seen)
+    return seen
 
 
-def install(incoming: str, steps: Sequence[Step]) -> Command:
-    """Unpack the archive on standard input in `incoming` and put its trees in place."""
-    return Command.sh(_INSTALL, incoming, *(word for step in steps for word in step.words()))
+def install(incoming: str, steps: Sequence[Step], *, rest: str = "") -> Command:
+    """Unpack the archive on standard input in `incoming` and put its trees in place; kept as `rest` if it breaks off."""
+    return Command.sh(_INSTALL, incoming, rest, *(word for step in steps for word in step.words()))
 
 
 def failure(done: Completed, host: str, incoming: str, steps: Sequence[Step]) -> StagingError:

@@ -19,21 +19,23 @@ from typing import TypeVar
 
 import attrs
 
-from skylib.errors import SkyError
-from skylib.events import EventSink, discard, span
+from skylib.errors import ConnectError, SkyError, StagingError
+from skylib.events import Event, EventSink, Phase, discard, span
 from skylib.staging.feed import Feed
 from skylib.staging.manifest import Kind, Manifest
 from skylib.staging.meter import Amount, Meter
 from skylib.staging.needs import Need, NeedReader
 from skylib.staging.pack import Member, pack
 from skylib.staging.plan import SyncPlan
-from skylib.staging.remote import Step, failure, install, probe
+from skylib.staging.remote import Step, failure, holding, install, probe, take
 from skylib.staging.removal import identity, record_of
+from skylib.staging.rest import member_name, rest_path
 from skylib.transport.base import Completed, Transport
 
 __all__ = ["SyncNode", "SyncOutcome", "sync"]
 
 _STEP = "files.deliver"
+_ATTEMPTS = 3
 _Out = TypeVar("_Out")
 _In = TypeVar("_In")
 
@@ -65,10 +67,31 @@ def sync(
 
     timeout_s: for each of the two steps on a node. Several `nodes` with one transport and root are served once.
     Raises StagingError (facts: host, path, evidence; failures: host -> message of each node that failed) or the
-    transport's own error. All nodes are asked before the first is changed; a node that fails does not stop the others.
+    transport's own error. A connection that breaks while files are sent is opened again up to twice, and what had arrived
+    is not sent again; `bytes` are then those of the last time. All nodes are asked before the first is changed; a node that fails does not stop the others.
     """
     if not plan or not nodes:
         return tuple(_skipped(node, 0.0) for node in nodes)
+    for _again in range(_ATTEMPTS - 1):
+        try:
+            return _sync(nodes, plan, events, timeout_s)
+        except _BrokenOff as broken:
+            events(Event(step=_STEP, phase=Phase.NOTE, at=time.time(), facts={"warning": f"{broken.error.message}; again"}))
+    try:
+        return _sync(nodes, plan, events, timeout_s)
+    except _BrokenOff as broken:
+        raise broken.error from None
+
+
+class _BrokenOff(Exception):
+    """A connection broke while files were sent, and nothing else went wrong."""
+
+    def __init__(self, error: SkyError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _sync(nodes: Sequence[SyncNode], plan: SyncPlan, events: EventSink, timeout_s: float | None) -> tuple[SyncOutcome, ...]:
     unique = {(id(node.transport), node.root): node for node in nodes}
     places = list(unique.values())
     with span(events, "staging.probe", nodes=len(places), files=plan.files, bytes=plan.bytes):
@@ -90,11 +113,22 @@ def sync(
                 shared = [results] * len(groups[key]) if isinstance(results, SkyError) else results
                 for node, result in zip(groups[key], shared, strict=True):
                     done[id(node.transport), node.root] = result
-            _raise_first(places, [done[id(node.transport), node.root] for node in places])
+            results = [done[id(node.transport), node.root] for node in places]
+            failed = [result for result in results if isinstance(result, SkyError)]
+            try:
+                _raise_first(places, results)
+            except SkyError as error:
+                if all(isinstance(each, (ConnectError, _RestTaken)) for each in failed):
+                    raise _BrokenOff(error) from error
+                raise
             outcomes = [outcome for outcome in done.values() if isinstance(outcome, SyncOutcome)]
             running.note(bytes=sum(each.bytes for each in outcomes), removed=sum(each.removed for each in outcomes))
     found = [done[id(node.transport), node.root] for node in nodes]
     return tuple(outcome for outcome in found if isinstance(outcome, SyncOutcome))
+
+
+class _RestTaken(StagingError):
+    """Another client went on with what an archive had left, between our question and our taking it."""
 
 
 def _skipped(node: SyncNode, seconds: float) -> SyncOutcome:
@@ -156,6 +190,14 @@ def _ask(nodes: Sequence[SyncNode], plan: SyncPlan, timeout_s: float | None) -> 
 
         answers = _each(doubtful, lambda node: node.transport.run(probe(), stdin=doubts[node], timeout_s=timeout_s))
         needs.update(zip(doubtful, _read(doubtful, answers, settled), strict=True))
+    broken = [node for node in nodes if needs[node][0].has_rest]
+    if broken:
+
+        def resumed(node: SyncNode, done: Completed) -> tuple[Need, float]:
+            return reader.resumed(needs[node][0], done.stdout), needs[node][1] + done.seconds
+
+        answers = _each(broken, lambda node: node.transport.run(holding(rest_path(node.root, plan)), timeout_s=timeout_s))
+        needs.update(zip(broken, _read(broken, answers, resumed), strict=True))
     return [needs[node] for node in nodes]
 
 
@@ -228,7 +270,7 @@ def _send(
     Raises StagingError when a file here cannot be read: the archive then lacks its end, and no node takes it.
     """
     feeds = [Feed() for _node in nodes]
-    lacking = [entry for number in numbers for entry in need.deltas[number].send if entry.kind is not Kind.DIR]
+    lacking = [entry for number in numbers for entry in need.sends(number) if entry.kind is not Kind.DIR]
     total = Amount(files=len(lacking), bytes=sum(entry.size for entry in lacking if entry.kind is Kind.FILE))
     packed = Amount()
     pairs = list(zip(nodes, feeds, strict=True))
@@ -273,7 +315,14 @@ def _install(
         )
         for number in numbers
     ]
-    done = node.transport.run(install(incoming, steps), stdin=feed, timeout_s=timeout_s)
+    rest = rest_path(node.root, plan) if below_root else ""
+    if rest and need.rest is not None:
+        drop = b"".join(os.fsencode(name) + b"\0" for name in need.rest.drop)
+        taken = node.transport.run(take(rest, incoming), stdin=drop, timeout_s=timeout_s)
+        if not taken.ok:
+            host = node.transport.host
+            raise _RestTaken(f"what had arrived on {host} is there no more", host=host, path=rest, evidence=taken.stderr)
+    done = node.transport.run(install(incoming, steps, rest=rest), stdin=feed, timeout_s=timeout_s)
     if not done.ok:
         raise failure(done, node.transport.host, incoming, steps)
 
@@ -300,9 +349,8 @@ def _kept_account(number: int, need: Need, manifest: Manifest) -> Iterator[Membe
 def _members(need: Need, plan: SyncPlan, numbers: Sequence[int]) -> Iterator[Member]:
     for number in numbers:
         tree, change = plan.trees[number], need.deltas[number]
-        top = f"{number}/{tree.mount.place.rpartition('/')[2]}"
-        for entry in change.send:
-            name = f"{top}/{entry.path}" if entry.path else top
+        for entry in need.sends(number):
+            name = member_name(number, tree, entry.path)
             yield Member(name=name, entry=entry, source=tree.manifest.source_of(entry), kept=bool(tree.snapshot))
         modes: dict[int, list[str]] = {}
         for entry in change.remode:

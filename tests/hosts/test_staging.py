@@ -186,10 +186,10 @@ def test_a_host_that_crashes_meanwhile_keeps_what_it_had(
         while not host.sh("ls ~/.sky/incoming/*/0/sky_workdir/huge").stdout and time.monotonic() < deadline:
             assert not running.done()
         host.crash()
-        (work / "huge").unlink()
-        host.boot()
         with pytest.raises(ConnectError):
             running.result(timeout=60)
+        (work / "huge").unlink()
+        host.boot()
     assert on_host(host, "sky_workdir") == before
     assert not sync([node], plan_sync(str(work)))[0].skipped
     assert on_host(host, "sky_workdir") == here(work)
@@ -198,7 +198,7 @@ def test_a_host_that_crashes_meanwhile_keeps_what_it_had(
 def test_an_archive_that_lacks_its_end_is_not_taken(
     clean_hosts: list[Host], connect: Callable[[Host], SyncNode], work: Path
 ) -> None:
-    """A file here that cannot be sent leaves the hosts as they were, with nothing half unpacked."""
+    """A file here that cannot be sent leaves the hosts as they were; what had arrived is kept until the next sync."""
     host = clean_hosts[0]
     node = connect(host)
     sync([node], plan_sync(str(work)))
@@ -211,4 +211,7 @@ def test_an_archive_that_lacks_its_end_is_not_taken(
     with pytest.raises(StagingError, match="replaced"):
         sync([node], plan)
     assert on_host(host, "sky_workdir") == before
+    assert all(name.startswith("rest-") for name in host.sh("ls -A ~/.sky/incoming").stdout.split())
+    sync([node], plan_sync(str(work)))
+    assert on_host(host, "sky_workdir") == here(work)
     assert host.sh("ls -A ~/.sky/incoming").stdout == ""
