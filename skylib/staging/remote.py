@@ -14,11 +14,24 @@ from skylib.staging.removal import Put, parse_record
 from skylib.transport.base import Completed
 from skylib.transport.command import Command
 
-__all__ = ["Answer", "LinkState", "RecordState", "Step", "failure", "holding", "install", "parse_holding", "parse_probe", "probe", "take"]
+__all__ = [
+    "Answer",
+    "LinkState",
+    "RecordState",
+    "Step",
+    "failure",
+    "holding",
+    "install",
+    "parse_holding",
+    "parse_probe",
+    "probe",
+    "take",
+]
 
-# Arguments: where the rest of an archive would be; how many links; pairs of link and what it is to point to; pairs of record and the first line of the plan's
-# own (removal.py). Standard input: absolute paths, each ended by NUL. Answer, each part ended by NUL: one word per link,
-# an empty one, "rest" or "-", for each record a word, what it has when it is another, and ".", then two per path that exists.
+# Arguments: where the rest of an archive would be; how many links; pairs of link and what it is to point to; pairs of
+# record and the first line of the plan's own (removal.py). Standard input: absolute paths, each ended by NUL. Answer,
+# each part ended by NUL: one word per link, an empty one, "rest" or "-", for each record a word, what it has when it
+# is another, and ".", then two per path that exists.
 # A directory's size and time are not told, so that nodes with the same files give the same answer.
 # A `find` without -printf (busybox) says nothing, and everything is sent.
 _PROBE = r"""
@@ -59,9 +72,9 @@ xargs -0 sh -c '
 exit 0
 """
 
-# $1: directory to unpack in, on the file system of the targets. $2: where it is kept when the archive breaks off, "" for
-# nowhere. Then five words per target: its number (its tree is in
-# the archive as <number>/<name>), its absolute path, "dir" or "file", the link to make and the record ("" for none).
+# $1: directory to unpack in, on the file system of the targets. $2: where it is kept when the archive breaks off, ""
+# for nowhere. Then five words per target: its number (its tree is in the archive as <number>/<name>), its absolute
+# path, "dir" or "file", the link to make and the record ("" for none).
 # Nothing is touched before the whole archive has come: its last member is `complete`. Then a tree whose target does not
 # exist is moved there by one rename; else each file is renamed over what is there. So no file is ever half new, and
 # what else is in the target stays.
@@ -101,8 +114,9 @@ said=$(tar -xpof - -C "$in" 2>&1)
 code=$?
 if [ $code -eq 0 ]; then cat > /dev/null; fi
 if [ ! -f "$in/complete" ]; then
-  case $code$said in
-    0*|*'Unexpected EOF'*|*'unexpected end'*) [ -z "$rest" ] || { rm -rf "$rest"; mv "$in" "$rest"; } ;;
+  case $said in
+    *annot*|*'Wrote only'*|*'not found'*) ;;
+    *) [ -z "$rest" ] || { rm -rf "$rest"; mv "$in" "$rest"; } ;;
   esac
 fi
 [ -z "$said" ] || printf '%s\n' "$said" >&2
@@ -259,7 +273,7 @@ def parse_probe(stdout: bytes, links: int = 0, records: int = 0) -> Answer:
     for part in parts[:links]:
         word, _, about = os.fsdecode(part).partition(" ")
         states.append(LinkState(word=word, about=about))
-    has_rest = parts[links + 1 : at] == [b"rest"]
+    has_rest = parts[links + 1 : links + 2] == [b"rest"]
     return Answer(links=tuple(states), records=tuple(known), seen=_seen(parts[at:]), rest=has_rest)
 
 

@@ -67,8 +67,9 @@ def sync(
 
     timeout_s: for each of the two steps on a node. Several `nodes` with one transport and root are served once.
     Raises StagingError (facts: host, path, evidence; failures: host -> message of each node that failed) or the
-    transport's own error. A connection that breaks while files are sent is opened again up to twice, and what had arrived
-    is not sent again; `bytes` are then those of the last time. All nodes are asked before the first is changed; a node that fails does not stop the others.
+    transport's own error. A connection that breaks while files are sent is opened again up to twice, and what had
+    arrived is not sent again; `bytes` are then those of the last time. All nodes are asked before the first is
+    changed; a node that fails does not stop the others.
     """
     if not plan or not nodes:
         return tuple(_skipped(node, 0.0) for node in nodes)
