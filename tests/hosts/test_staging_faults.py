@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from skylib.errors import StagingError
+from skylib.events import Event, Phase
 from skylib.models.node import HostAddress
 from skylib.paths import SkyHome
 from skylib.staging.plan import plan_sync
@@ -144,3 +145,24 @@ def test_two_clients_that_sync_at_once_leave_whole_files(hosts: list[Host], conn
     assert set(on_host(hosts[0]).splitlines()) <= set("".join(map(here, works)).splitlines())
     sync([nodes[0]], plan_sync(str(works[0]), git=None))
     assert on_host(hosts[0]) == here(works[0])
+
+
+def test_a_connection_that_breaks_is_gone_on_with(hosts: list[Host], connect: Connect, tmp_path: Path) -> None:
+    """The host's end of the connection dies while files are sent: the same call brings them all, most of them once."""
+    (host, *_others) = hosts
+    (tmp_path / "work").mkdir()
+    for number in range(60):
+        (tmp_path / f"work/file{number}").write_bytes(os.urandom(2_000_000))
+    plan = plan_sync(str(tmp_path / "work"), git=None)
+    ended: list[int] = []
+
+    def end_session(event: Event) -> None:
+        if event.phase is Phase.NOTE and event.facts.get("bytes", 0) and not ended:
+            ended.extend(pid for pid, command in host.processes() if command.startswith("sshd: sky@"))
+            host.sh("kill -KILL " + " ".join(map(str, ended)), user="root", check=True)
+
+    (outcome,) = sync([connect(host)], plan, events=end_session)
+    assert ended
+    assert on_host(host) == subprocess.run(SUMS, shell=True, cwd=tmp_path / "work", capture_output=True, text=True).stdout
+    assert outcome.bytes < 0.95 * plan.bytes
+    assert host.sh("ls -A ~/.sky/incoming", check=True).stdout == ""
